@@ -1,0 +1,123 @@
+"""Where independent jobs run, and how their progress is shown.
+
+A job is a picklable function with arguments; results come back in the order of the jobs, so a result never depends on
+who computed it or when. ``engine`` is ``"local"`` (this process, one after the other), ``"threads:N"``,
+``"processes:N"``, or any ``concurrent.futures.Executor``: a cluster's client that offers one needs nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from taskatlas.errors import BadInput
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Engine = str | Executor
+
+
+def run_jobs(
+    function: Callable[..., Result],
+    jobs: Sequence[tuple[Any, ...]],
+    *,
+    engine: Engine = "local",
+    description: str = "working",
+) -> list[Result]:
+    """``[function(*job) for job in jobs]``, on the engine, with a progress bar.
+
+    Raises:
+        BadInput: the engine is not one.
+        Exception: whatever a job raised; jobs that have not started are cancelled.
+
+    Example:
+        >>> run_jobs(pow, [(2, 3), (3, 2)], engine="threads:2")
+        [8, 9]
+    """
+    with _executor(engine) as executor:
+        if executor is None:
+            return [function(*job) for job in track(jobs, description)]
+        futures = {executor.submit(function, *job): position for position, job in enumerate(jobs)}
+        results: dict[int, Result] = {}
+        try:
+            for future in track(as_completed(futures), description, total=len(jobs)):
+                results[futures[future]] = future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return [results[position] for position in range(len(jobs))]
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Passes ``items`` through, with a progress bar on standard error where that is a terminal.
+
+    Example:
+        >>> list(track([1, 2], "counting"))
+        [1, 2]
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+@contextmanager
+def _executor(engine: Engine) -> Iterator[Executor | None]:
+    """None stands for this process; an executor that was handed in is left open."""
+    if isinstance(engine, Executor):
+        yield engine
+        return
+    kind, _, number = engine.partition(":")
+    workers = _worker_count(engine, number)
+    if engine == "local":
+        yield None
+    elif kind == "threads":
+        with ThreadPoolExecutor(workers) as threads:
+            yield threads
+    elif kind == "processes":
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_set_threads, initargs=(_torch_threads(),)
+        ) as processes:
+            yield processes
+    else:
+        raise BadInput(f"there is no engine {engine!r}. Choose local, threads:N, processes:N, or pass an Executor.")
+
+
+def _worker_count(engine: str, number: str) -> int:
+    if not number:
+        return os.cpu_count() or 1
+    if not number.isdigit() or int(number) == 0:
+        raise BadInput(f"engine {engine!r} does not name a number of workers. Write, for example, processes:4.")
+    return int(number)
+
+
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _set_threads(count: int) -> None:
+    """The same number of arithmetic threads in every worker: sums then round alike whatever the number of workers."""
+    import torch
+
+    torch.set_num_threads(count)

@@ -1,0 +1,393 @@
+"""Results kept under the digest of what made them, written whole or not at all.
+
+Four ideas, smallest first: ``digest`` names a value by its content; ``atomic_write`` replaces a file in one step;
+``Receipt`` says what made a folder of results and can be verified later; ``Store`` keeps the result of a job under the
+digest of its inputs and settings, so that running again is resuming.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskatlas.errors import BadInput, WorkFailed
+
+RECEIPT = "receipt.json"
+_ABANDONED_AFTER = 24 * 3600.0  # seconds after which an unfinished temporary folder belongs to a run that died
+
+
+def digest(*values: object) -> str:
+    """Content digest of plain values: the same for equal values in any process, on any machine.
+
+    Takes ``None``, booleans, numbers, strings, bytes, paths (as strings), numpy arrays, and sequences, sets and mappings
+    of these; the order of a mapping or a set does not matter.
+
+    Returns:
+        64 hexadecimal characters (SHA-256 over a tagged, length-prefixed encoding).
+
+    Raises:
+        TypeError: a value of any other type.
+
+    Example:
+        >>> digest({"a": 1, "b": [2.0, "x"]}) == digest({"b": (2.0, "x"), "a": 1})
+        True
+        >>> digest("1") == digest(1)
+        False
+    """
+    state = hashlib.sha256()
+    for value in values:
+        _feed(state.update, value)
+    return state.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, remembered by path, size and time stamp in the user's cache.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    path = path.resolve()
+    try:
+        stat = path.stat()
+        known = _known_digest(path, stat)
+        if known is not None:
+            return known
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror or error}. Is the path right?") from error
+    _remember_digest(path, stat, found)
+    return found
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it replaces ``path`` in one step, on failure it is removed.
+
+    Raises:
+        BadInput: the place cannot be written (no folder, no permission, no space); what was there is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_write(Path(folder) / "a.txt") as file:
+        ...         _ = file.write_text("whole")
+        ...     (Path(folder) / "a.txt").read_text()
+        'whole'
+    """
+    with _told_as_bad_input(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What made the files of a folder: enough to say later whether they still hold."""
+
+    made_by: str
+    inputs: Mapping[str, str]  # name -> digest
+    settings: Mapping[str, Any]
+    outputs: Mapping[str, str] = field(default_factory=dict)  # file, relative to the folder -> SHA-256
+    sources: Mapping[str, str] = field(default_factory=dict)  # file that was read, absolute path -> SHA-256
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    seconds: float = 0.0
+    created: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Digest of what determines the result: maker, inputs, settings and seed."""
+        return digest(self.made_by, self.inputs, self.settings, self.seed)
+
+    def __repr__(self) -> str:
+        return f"Receipt({self.made_by}, {len(self.outputs)} files, {self.seconds:.1f} s, {self.digest[:12]})"
+
+    def save(self, folder: Path) -> None:
+        """Adds this receipt to ``folder/receipt.json``, in place of an earlier one by the same maker."""
+        receipts = {receipt.made_by: receipt for receipt in load_receipts(folder)}
+        receipts[self.made_by] = self
+        with atomic_write(folder / RECEIPT) as file:
+            file.write_text(json.dumps({name: asdict(receipt) for name, receipt in receipts.items()}, indent=1) + "\n")
+
+    def verify(self, folder: Path) -> list[str]:
+        """Problems found, each a sentence: an output that is gone or changed, a source that changed since."""
+        problems = []
+        for name, expected in self.outputs.items():
+            path = folder / name
+            if not path.is_file():
+                problems.append(f"{path} is missing, but {self.made_by} wrote it")
+            elif file_digest(path) != expected:
+                problems.append(f"{path} changed after {self.made_by} wrote it")
+        for name, expected in self.sources.items():
+            if Path(name).is_file() and file_digest(Path(name)) != expected:
+                problems.append(f"{name} changed after {self.made_by} read it; run {self.made_by} again")
+        return problems
+
+
+def load_receipts(folder: Path) -> list[Receipt]:
+    """The receipts of a folder, in the order in which their makers first ran; none where there is no receipt file.
+
+    Raises:
+        BadInput: the receipt file is not one.
+    """
+    path = folder / RECEIPT
+    if not path.is_file():
+        return []
+    try:
+        return [Receipt(**fields) for fields in json.loads(path.read_text(encoding="utf-8")).values()]
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise BadInput(f"{path} is not a taskatlas receipt ({error}). Delete it and make the results again.") from error
+
+
+def check_receipts(root: Path) -> tuple[int, list[str]]:
+    """Verifies every receipt under ``root``: the number of receipts and the problems found.
+
+    Raises:
+        BadInput: there is no such folder, or no receipt in it.
+    """
+    if not root.is_dir():
+        raise BadInput(f"{root} is not a folder. Give a folder that a taskatlas command wrote.")
+    folders = sorted(path.parent for path in root.rglob(RECEIPT))
+    if not folders:
+        raise BadInput(f"{root} holds no {RECEIPT}. Give a folder that a taskatlas command wrote.")
+    receipts = [(folder, receipt) for folder in folders for receipt in load_receipts(folder)]
+    return len(receipts), [problem for folder, receipt in receipts for problem in receipt.verify(folder)]
+
+
+@contextmanager
+def output_folder(
+    folder: Path,
+    made_by: str,
+    *,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    sources: Sequence[Path] = (),
+    seed: int | None = None,
+) -> Iterator[Path]:
+    """Yields a temporary folder; on success its files move into ``folder`` one by one and a receipt follows.
+
+    A run that fails or is killed changes nothing in ``folder`` that looks finished: the receipt is written last.
+
+    Raises:
+        BadInput: the place cannot be written; what was there is untouched.
+    """
+    started = time.perf_counter()
+    with _told_as_bad_input(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
+        try:
+            yield staging
+            files = sorted(path for path in staging.rglob("*") if path.is_file())
+            outputs = {str(path.relative_to(staging)): _plain_digest(path) for path in files}
+            for path in files:
+                place = folder / path.relative_to(staging)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    Receipt(
+        made_by=made_by,
+        inputs=dict(inputs),
+        settings=dict(settings),
+        outputs=outputs,
+        sources={str(path.resolve()): file_digest(path) for path in sources},
+        versions=_versions(),
+        seed=seed,
+        seconds=round(time.perf_counter() - started, 3),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    ).save(folder)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Results of jobs in a folder, each under the digest of its kind, inputs and settings.
+
+    Several processes and machines may share one store: a result appears whole, in one rename, and whoever comes second
+    finds it there.
+    """
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> Store:
+        """The user's store: ``$TASKATLAS_STORE``, else ``~/.cache/taskatlas``."""
+        return cls(_user_cache() / "results")
+
+    def get(self, kind: str, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Path | None:
+        """The folder of a finished result, or None."""
+        place = self._place(kind, inputs, settings)
+        return place if (place / RECEIPT).is_file() else None
+
+    def make(
+        self,
+        kind: str,
+        inputs: Mapping[str, str],
+        settings: Mapping[str, Any],
+        build: Callable[[Path], None],
+    ) -> Path:
+        """The folder of a result; where it is not there yet, ``build(folder)`` writes its files first.
+
+        Raises:
+            BadInput: the store cannot be written.
+        """
+        place = self._place(kind, inputs, settings)
+        if (place / RECEIPT).is_file():
+            return place
+        prefix = f".{place.name}-"
+        with _told_as_bad_input(self.root):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(place.parent, prefix)
+            workshop = Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
+            try:
+                with output_folder(workshop, kind, inputs=inputs, settings=settings) as folder:
+                    build(folder)
+                with suppress(OSError):  # another worker finished the same result first: theirs is as good
+                    workshop.rename(place)
+            finally:
+                shutil.rmtree(workshop, ignore_errors=True)
+        if not (place / RECEIPT).is_file():
+            raise WorkFailed(f"the result {place} could not be put in its place. Remove that folder and run again.")
+        return place
+
+    def _place(self, kind: str, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Path:
+        name = digest(kind, inputs, settings)
+        return self.root / kind / name[:2] / name[:40]
+
+
+def _feed(update: Callable[[bytes], object], value: object) -> None:
+    """Feeds a tagged encoding of ``value``; every variable-length part carries its length."""
+    match value:
+        case None | bool():
+            _feed_bytes(update, b"c", repr(value).encode())
+        case int() | np.integer():
+            _feed_bytes(update, b"i", str(int(value)).encode())
+        case float() | np.floating():
+            _feed_bytes(update, b"f", struct.pack("<d", float(value)))
+        case str() | Path():
+            _feed_bytes(update, b"s", str(value).encode())
+        case bytes():
+            _feed_bytes(update, b"b", value)
+        case np.ndarray():
+            if value.dtype.hasobject:
+                raise TypeError("cannot digest an array of Python objects")
+            _feed_bytes(update, b"a", f"{value.dtype.str}{value.shape}".encode())
+            update(np.ascontiguousarray(value).data.cast("B") if value.size else b"")
+        case Mapping():
+            _feed_sorted(update, b"m", [(key, value[key]) for key in value])
+        case Set():
+            _feed_sorted(update, b"t", list(value))
+        case Sequence():
+            _feed_bytes(update, b"l", str(len(value)).encode())
+            for item in value:
+                _feed(update, item)
+        case _:
+            raise TypeError(f"cannot digest a {type(value).__name__}")
+
+
+def _feed_sorted(update: Callable[[bytes], object], tag: bytes, items: Sequence[object]) -> None:
+    _feed_bytes(update, tag, b"".join(sorted(bytes.fromhex(digest(item)) for item in items)))
+
+
+def _feed_bytes(update: Callable[[bytes], object], tag: bytes, content: bytes) -> None:
+    update(tag + struct.pack("<Q", len(content)))
+    update(content)
+
+
+@contextmanager
+def _told_as_bad_input(place: Path) -> Iterator[None]:
+    """Turns a failure of the file system into a sentence; other errors pass."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BadInput(
+                f"no space left to write {place}; what was there before is untouched. Free some space or choose another place."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise BadInput(f"cannot write {place}: {error.strerror}. Choose another place.") from error
+        raise
+
+
+def _plain_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    for path in parent.glob(f"{prefix}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask; reading it means setting it twice."""
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+def _versions() -> dict[str, str]:
+    packages = ("taskatlas", "torch", "numpy", "scipy", "scikit-learn", "transformers")
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("TASKATLAS_STORE", "~/.cache/taskatlas")).expanduser()
+
+
+def _known_digest(path: Path, stat: os.stat_result) -> str | None:
+    with suppress(sqlite3.Error, OSError), closing(_digest_table()) as table:
+        row = table.execute(
+            "SELECT digest FROM files WHERE path = ? AND size = ? AND stamp = ?",
+            (str(path), stat.st_size, stat.st_mtime_ns),
+        ).fetchone()
+        return str(row[0]) if row else None
+    return None
+
+
+def _remember_digest(path: Path, stat: os.stat_result, found: str) -> None:
+    if time.time_ns() - stat.st_mtime_ns < 2_000_000_000:  # a file this young may change again within its time stamp
+        return
+    with suppress(sqlite3.Error, OSError), closing(_digest_table()) as table, table:
+        table.execute(
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (str(path), stat.st_size, stat.st_mtime_ns, found)
+        )
+
+
+def _digest_table() -> sqlite3.Connection:
+    folder = _user_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    table = sqlite3.connect(folder / "digests.sqlite", timeout=10)
+    table.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, stamp INTEGER, digest TEXT)")
+    return table
