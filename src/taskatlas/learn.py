@@ -1,0 +1,275 @@
+"""The one small training loop: several learners at once, all seeing the same batches in the same order."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
+
+from taskatlas.engine import track
+from taskatlas.errors import BadInput, WorkFailed
+from taskatlas.probe.quiet import quiet
+
+IGNORED = -100  # a target that counts for nothing, as in torch's cross-entropy
+_EVALUATED = 1024  # samples a pass where nothing is trained
+
+
+def train(
+    modules: Sequence[nn.Module],
+    inputs: Shaped[Tensor, "n *rest"],
+    targets: Sequence[Tensor],
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    description: str = "training",
+) -> list[float]:
+    """Trains classifiers in place with AdamW and cross-entropy, all on the same batches in the same order.
+
+    Learners of one structure that have neither buffers (batch statistics) nor recurrent layers train stacked, in one
+    pass of ``torch.func.vmap``; the others in turn. Either way a learner ends where it would have ended alone, up to
+    rounding (and but for dropout, whose masks differ). The order of the batches follows ``seed``, and so does dropout;
+    torch's own random state and the modes of the networks stay as they are.
+
+    Args:
+        modules: networks that map (batch, ...) to (batch, classes), on the device of ``inputs``.
+        inputs: the samples, the same for all.
+        targets: for each network the class of each sample, int64 (n,), or -100 where the sample counts for nothing.
+        epochs: passes over the samples.
+        batch_size: samples a step.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW, decoupled from the gradient.
+        seed: of the order of the samples, and of what is random within the networks.
+        description: beside the progress bar.
+
+    Returns:
+        Each network's mean loss in nats over the last epoch, as it was while it trained.
+
+    Raises:
+        BadInput: lengths that differ, inputs that are not finite, a target that is no class, learners that share
+            parameters.
+        WorkFailed: a loss is NaN or infinite; names the learner and the epoch.
+
+    Example:
+        >>> x, y = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1])
+        >>> net = nn.Linear(1, 2)
+        >>> losses = train([net], x, [y], epochs=300, learning_rate=0.1)
+        >>> losses[0] < 0.1, accuracy(net, x, y)
+        (True, 1.0)
+    """
+    _check(modules, inputs, targets, epochs, batch_size)
+    groups = _alike(modules)
+    losses: dict[int, float] = {}
+    passes = (
+        (group, epoch, means)
+        for group in groups
+        for epoch, means in enumerate(
+            _fit(
+                [modules[position] for position in group],
+                inputs,
+                torch.stack([targets[position] for position in group]).to(inputs.device),
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                seed=seed,
+            ),
+            start=1,
+        )
+    )
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+            for group, epoch, means in track(passes, description, total=epochs * len(groups)):
+                losses |= dict(zip(group, means.tolist(), strict=True))
+                for learner in group:
+                    if not math.isfinite(losses[learner]):
+                        raise WorkFailed(
+                            f"the loss of learner {learner} became NaN or infinite in epoch {epoch} of {epochs}. "
+                            f"Try a learning rate below {learning_rate:g}."
+                        )
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    return [losses[position] for position in range(len(modules))]
+
+
+def accuracy(module: nn.Module, x: Shaped[Tensor, "n *rest"], y: Int64[Tensor, " n"]) -> float:
+    """The share of samples, in [0, 1], whose largest output is that of their class; a ``y`` of -100 does not count.
+
+    Raises:
+        BadInput: no sample counts.
+
+    Example:
+        >>> accuracy(nn.Identity(), torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1]))
+        0.5
+    """
+    counted = y != IGNORED
+    if not counted.any():
+        raise BadInput("there is no labelled sample to measure an accuracy on.")
+    with quiet(module):
+        predicted = torch.cat([module(batch).argmax(-1) for batch in torch.split(x, _EVALUATED)])
+    return float((predicted == y)[counted].float().mean())
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Linear layers with ReLU between them: (batch, inputs) to (batch, outputs).
+
+    Example:
+        >>> mlp(64, (32,), 10)
+        Sequential(
+          (0): Linear(in_features=64, out_features=32, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=32, out_features=10, bias=True)
+        )
+    """
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+
+def small_cnn(channels: int, classes: int, width: int = 16) -> nn.Sequential:
+    """Three convolutions, each halving the image, a mean over space and a linear head; no batch statistics.
+
+    Example:
+        >>> small_cnn(3, 10)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    layers: list[nn.Module] = []
+    for level in range(3):
+        incoming = channels if level == 0 else width * 2 ** (level - 1)
+        layers += [nn.Conv2d(incoming, width * 2**level, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width * 4, classes))
+
+
+def _fit(
+    learners: list[nn.Module],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+) -> Iterator[Tensor]:
+    """Trains learners of one structure; yields each one's mean loss after every epoch.
+
+    Args:
+        targets: (learners, n).
+    """
+    torch.manual_seed(seed)
+    order = torch.Generator().manual_seed(seed)
+    highest = int(targets.max())
+    for learner in learners:
+        learner.train()
+    parameters, forward = _stacked(learners) if len(learners) > 1 else _alone(learners[0])
+    optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=weight_decay)
+    for _ in range(epochs):
+        sums = torch.zeros(len(learners), device=inputs.device)
+        for rows in torch.split(torch.randperm(len(inputs), generator=order).to(inputs.device), batch_size):
+            logits = forward(inputs[rows])
+            if logits.ndim != 3 or logits.shape[-1] <= highest:
+                raise BadInput(
+                    f"a target is class {highest}, but the network gives outputs of shape {tuple(logits.shape[1:])}; "
+                    "it needs one for each class."
+                )
+            wanted = targets[:, rows]
+            each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+            total = each.view(wanted.shape).sum(1)
+            optimizer.zero_grad()
+            # The sum over learners gives each its own gradient, since they share nothing.
+            (total / (wanted != IGNORED).sum(1).clamp(min=1)).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            sums += total.detach()
+        yield sums / (targets != IGNORED).sum(1)
+    optimizer.zero_grad()
+    if len(learners) > 1:
+        _unstack(parameters, learners)
+
+
+def _alone(learner: nn.Module) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
+    """A learner's parameters, and (batch, ...) to (1, batch, classes)."""
+    return dict(learner.named_parameters()), lambda x: learner(x)[None]
+
+
+def _stacked(learners: list[nn.Module]) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
+    """Parameters of all learners, stacked along a new first axis, and (batch, ...) to (learners, batch, classes)."""
+    parameters, _ = stack_module_state(learners)
+
+    def one(own: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(learners[0], own, (x,))
+
+    run = vmap(one, in_dims=(0, None), randomness="different")
+    return parameters, lambda x: run(parameters, x)
+
+
+@torch.no_grad()
+def _unstack(parameters: dict[str, Tensor], learners: list[nn.Module]) -> None:
+    for position, learner in enumerate(learners):
+        for name, own in learner.named_parameters():
+            own.copy_(parameters[name][position])
+
+
+def _alike(modules: Sequence[nn.Module]) -> list[list[int]]:
+    """Positions of modules that can train stacked; one that cannot is a group of its own."""
+    groups: list[list[int]] = []
+    for position, module in enumerate(modules):
+        recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())  # vmap cannot batch their kernels
+        stackable = next(module.buffers(), None) is None and not recurrent
+        group = next((g for g in groups if stackable and _same_structure(modules[g[0]], module)), None)
+        if group is None:
+            groups.append([position])
+        else:
+            group.append(position)
+    return groups
+
+
+def _same_structure(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules compute the same function of their parameters and input, as far as can be told."""
+    return (
+        [(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in one.named_parameters()]
+        == [(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in other.named_parameters()]
+        and [(name, type(part)) for name, part in one.named_modules()]
+        == [(name, type(part)) for name, part in other.named_modules()]
+        and all(_same_settings(a, b) for a, b in zip(one.modules(), other.modules(), strict=True))
+    )
+
+
+def _same_settings(one: nn.Module, other: nn.Module) -> bool:
+    settings = [{k: v for k, v in vars(part).items() if not k.startswith("_")} for part in (one, other)]
+    try:
+        return bool(settings[0] == settings[1])
+    except (RuntimeError, ValueError):  # arrays among them, which have no single truth
+        return False
+
+
+def _check(
+    modules: Sequence[nn.Module], inputs: Tensor, targets: Sequence[Tensor], epochs: int, batch_size: int
+) -> None:
+    if not modules or len(modules) != len(targets):
+        raise BadInput(f"there are {len(modules)} networks and {len(targets)} targets; give each network its own.")
+    if epochs < 1 or batch_size < 1:
+        raise BadInput(f"{epochs} epochs of batches of {batch_size} are no training; give at least 1 of each.")
+    if inputs.is_floating_point() and not inputs.isfinite().all():
+        raise BadInput("the inputs hold NaN or infinite numbers. Remove those samples or fill them in.")
+    owners: dict[int, int] = {}
+    for learner, (module, target) in enumerate(zip(modules, targets, strict=True)):
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise BadInput(f"learner {learner} has no parameter to train.")
+        for parameter in module.parameters():
+            if owners.setdefault(id(parameter), learner) != learner:
+                raise BadInput(f"learners {owners[id(parameter)]} and {learner} share parameters; give each its own.")
+        if len(target) != len(inputs):
+            raise BadInput(f"learner {learner} has {len(target)} targets for {len(inputs)} samples.")
+        if ((target < 0) & (target != IGNORED)).any():
+            raise BadInput(f"learner {learner} has a negative target; a class is at least 0, or {IGNORED} for none.")
+        if (target == IGNORED).all():
+            raise BadInput(f"learner {learner} has no sample to learn from: all its targets are {IGNORED}.")
