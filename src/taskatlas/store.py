@@ -35,8 +35,8 @@ _ABANDONED_AFTER = 24 * 3600.0  # seconds after which an unfinished temporary fo
 def digest(*values: object) -> str:
     """Content digest of plain values: the same for equal values in any process, on any machine.
 
-    Takes ``None``, booleans, numbers, strings, bytes, paths (as strings), numpy arrays, and sequences, sets and mappings
-    of these; the order of a mapping or a set does not matter.
+    Takes ``None``, booleans, numbers, strings, bytes, paths (as strings), numpy arrays, and sequences, sets and
+    mappings of these; the order of a mapping or a set does not matter.
 
     Returns:
         64 hexadecimal characters (SHA-256 over a tagged, length-prefixed encoding).
@@ -99,7 +99,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o666 & ~_umask())
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -187,15 +187,25 @@ def output_folder(
     settings: Mapping[str, Any],
     sources: Sequence[Path] = (),
     seed: int | None = None,
+    started: float | None = None,
 ) -> Iterator[Path]:
     """Yields a temporary folder; on success its files move into ``folder`` one by one and a receipt follows.
 
     A run that fails or is killed changes nothing in ``folder`` that looks finished: the receipt is written last.
 
+    Args:
+        folder: where the files belong; made if it is not there.
+        made_by: the maker's name; a receipt of the same maker is replaced.
+        inputs: name -> digest of what went in.
+        settings: plain values that decide the result.
+        sources: files that were read, so that ``check`` can notice when they change.
+        seed: of everything random.
+        started: when the work began (``time.perf_counter()``), if that was earlier.
+
     Raises:
         BadInput: the place cannot be written; what was there is untouched.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     with _told_as_bad_input(folder):
         folder.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
@@ -206,7 +216,7 @@ def output_folder(
             for path in files:
                 place = folder / path.relative_to(staging)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, place)
+                path.replace(place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     Receipt(
@@ -295,7 +305,7 @@ def _feed(update: Callable[[bytes], object], value: object) -> None:
             if value.dtype.hasobject:
                 raise TypeError("cannot digest an array of Python objects")
             _feed_bytes(update, b"a", f"{value.dtype.str}{value.shape}".encode())
-            update(np.ascontiguousarray(value).data.cast("B") if value.size else b"")
+            update(np.ascontiguousarray(value).tobytes())
         case Mapping():
             _feed_sorted(update, b"m", [(key, value[key]) for key in value])
         case Set():
@@ -327,7 +337,7 @@ def _told_as_bad_input(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise BadInput(
-                f"no space left to write {place}; what was there before is untouched. Free some space or choose another place."
+                f"no space left to write {place}; what was there is untouched. Free some space or choose another place."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise BadInput(f"cannot write {place}: {error.strerror}. Choose another place.") from error
@@ -381,7 +391,8 @@ def _remember_digest(path: Path, stat: os.stat_result, found: str) -> None:
         return
     with suppress(sqlite3.Error, OSError), closing(_digest_table()) as table, table:
         table.execute(
-            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (str(path), stat.st_size, stat.st_mtime_ns, found)
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
+            (str(path), stat.st_size, stat.st_mtime_ns, found),
         )
 
 
