@@ -1,0 +1,68 @@
+"""The command line: one executable, ``taskatlas``; a command parses, calls one public function, prints.
+
+Commands are named here and imported when they run, so that help and bad usage answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+from cyclopts.config import Toml
+from cyclopts.exceptions import CycloptsError
+
+from taskatlas.errors import BadInput, TaskAtlasError
+
+_MAIN_EXAMPLES = """Examples:
+
+    taskatlas demo --out demo
+    taskatlas map zoo/ --probe photos/ --out atlas
+    taskatlas select atlas -k 5 --out atlas
+    taskatlas report atlas
+"""
+
+app = App(
+    name="taskatlas",
+    help="Turn a pile of PyTorch checkpoints into a map you can act on.",
+    help_epilogue=_MAIN_EXAMPLES,
+    help_format="plaintext",
+    config=Toml("taskatlas.toml"),
+)
+_zoo = App(name="zoo", help="Look at a zoo of checkpoints.", help_epilogue="Example:\n\n    taskatlas zoo ls zoo/")
+app.command("taskatlas.cli.demo:app", name="demo", help="Run the whole tour on handwritten digits.")
+app.command(_zoo)
+_zoo.command("taskatlas.cli.zoo:app", name="ls", help="List what a zoo holds.")
+app.command("taskatlas.cli.map:app", name="map", help="Measure how a zoo's tasks relate: kernel, tree, heat map.")
+app.command("taskatlas.cli.select:app", name="select", help="Pick the few checkpoints that cover the rest.")
+app.command("taskatlas.cli.transfer:app", name="transfer", help="Say what a selection is worth on an unseen task.")
+app.command("taskatlas.cli.report:app", name="report", help="Join a folder's results in one atlas.html.")
+app.command("taskatlas.cli.check:app", name="check", help="Verify that a folder's receipts still hold.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command and exits: 0 done, 1 the work failed, 2 bad usage or bad input."""
+    try:
+        app(arguments, exit_on_error=False, print_error=True)
+    except CycloptsError:
+        sys.exit(2)
+    except TaskAtlasError as error:
+        _tell(str(error))
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+    except KeyboardInterrupt:
+        _tell("stopped; what was finished is kept, and running again goes on from there.")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of standard output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _tell(message: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]taskatlas:[/] {_escaped(message)}")
+
+
+def _escaped(message: str) -> str:
+    from rich.markup import escape
+
+    return escape(message)

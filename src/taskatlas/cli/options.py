@@ -1,0 +1,83 @@
+"""The options that every command shares, and how a result is printed."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """Options of every command."""
+
+    format: Literal["human", "json"] = "human"
+    """What to print: tables for people, or one JSON document and nothing else."""
+
+    out: Annotated[Path | None, Parameter(negative=())] = None
+    """Folder for the result's files."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run; auto takes a GPU if there is one."""
+
+    engine: str = "local"
+    """Where independent jobs run: local, threads:N, processes:N."""
+
+
+DEFAULTS = Common()
+
+
+def emit(common: Common, document: Mapping[str, Any], lines: Sequence[Any]) -> None:
+    """Prints ``document`` as JSON, or ``lines`` (strings and rich tables) for people."""
+    if common.format == "json":
+        print(json.dumps(_plain(document), indent=1, allow_nan=False))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=isinstance(line, str))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """A rich table; columns that hold numbers are aligned right and floats are given three decimals."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        numeric = any(isinstance(row[position], int | float) for row in rows)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(_cell(value)) for value in row))
+    return made
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, paths as strings, numbers that JSON has no word for as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return [_plain(item) for item in value]

@@ -1,0 +1,244 @@
+"""The whole tour on scikit-learn's handwritten digits: train a small zoo, map it, pick from it, test the picks.
+
+A dozen small networks learn a dozen questions about the same digits ("is it odd?", "does it have a loop?", "0, 1 or
+2?"). None is asked which of the ten digits it sees. The map is drawn from unlabelled digits alone; then a linear head
+on the features of the picked networks has to tell all ten digits apart from a few examples of each, against random
+picks. It is the agents experiment of Huang et al. (NeurIPS 2021, section 4.2) in small.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from taskatlas.engine import Engine
+from taskatlas.errors import BadInput
+from taskatlas.learn import accuracy, mlp, train
+from taskatlas.probe import Probe
+from taskatlas.report import write_report
+from taskatlas.space import TaskSpace, Transfer, map_tasks, select, transfer
+from taskatlas.space.files import write_selection, write_space, write_transfers
+from taskatlas.store import Store, load_receipts, output_folder
+from taskatlas.zoo import Checkpoint, Zoo
+
+# What each network is asked: a class for every digit, or -1 where the digit is not shown to it.
+QUESTIONS: Mapping[str, tuple[int, ...]] = {
+    #               0  1  2  3  4  5  6  7  8  9
+    "odd":          (0, 1, 0, 1, 0, 1, 0, 1, 0, 1),
+    "large":        (0, 0, 0, 0, 0, 1, 1, 1, 1, 1),
+    "loop":         (1, 0, 0, 0, 0, 0, 1, 0, 1, 1),
+    "prime":        (0, 0, 1, 1, 0, 1, 0, 1, 0, 0),
+    "curved":       (1, 0, 1, 1, 0, 1, 1, 0, 1, 1),
+    "by-three":     (0, 1, 2, 0, 1, 2, 0, 1, 2, 0),
+    "0-1-2":        (0, 1, 2, -1, -1, -1, -1, -1, -1, -1),
+    "3-4-5":        (-1, -1, -1, 0, 1, 2, -1, -1, -1, -1),
+    "6-7-8":        (-1, -1, -1, -1, -1, -1, 0, 1, 2, -1),
+    "1-or-7":       (-1, 0, -1, -1, -1, -1, -1, 1, -1, -1),
+    "3-or-8":       (-1, -1, -1, 0, -1, -1, -1, -1, 1, -1),
+    "4-or-9":       (-1, -1, -1, -1, 0, -1, -1, -1, -1, 1),
+}  # fmt: skip
+
+_IGNORED = -100  # PyTorch's cross-entropy skips this label
+_HIDDEN = (48, 24)
+_SHOTS = 5  # labelled examples of each digit for the unseen task
+_PROBE, _TRAINING = 500, 800  # digits; the rest tests the heads
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found, for programs and for people."""
+
+    document: Mapping[str, Any]
+    lines: tuple[str, ...]
+
+
+def network(classes: int) -> nn.Module:
+    """A small network for 8 x 8 images; the builder that the demo's zoo.yaml names."""
+    return mlp(64, _HIDDEN, classes)
+
+
+def run_demo(out: Path | str = "demo", *, quick: bool = False, seed: int = 0, engine: Engine = "local") -> DemoResult:
+    """Trains, maps, selects, transfers and reports into ``out``; running again does not train or extract again.
+
+    Args:
+        out: folder for the zoo, the pictures, the results and ``atlas.html``.
+        quick: shorter training and fewer random selections.
+        seed: of training, of the division of the digits, and of the random selections.
+        engine: where independent jobs run.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    started = time.perf_counter()
+    out = Path(out)
+    say = _teller()
+    images, digits = _digits(seed)
+    probe = Probe.from_arrays(images[:_PROBE])
+    pool = slice(_PROBE, _PROBE + _TRAINING)
+    test = Probe.from_arrays(images[_PROBE + _TRAINING :], labels=digits[_PROBE + _TRAINING :])
+    few = _few_of_each(digits[pool], _SHOTS)
+    few_shot = Probe.from_arrays(images[pool][few], labels=digits[pool][few])
+
+    say(f"1/5  training {len(QUESTIONS)} small networks, each on a question of its own about handwritten digits")
+    epochs = 15 if quick else 60
+    scores = _train_zoo(out / "zoo", images[pool], digits[pool], test, epochs=epochs, seed=seed)
+    zoo = Zoo.open(out / "zoo")
+    store = Store(out / ".store")
+
+    begun = time.perf_counter()
+    say(f"2/5  mapping the zoo on {len(probe)} unlabelled digits")
+    replicates = 10 if quick else 50
+    space = map_tasks(zoo, probe, bootstrap=replicates, seed=seed, engine=engine, store=store)
+    settings = {"kernel": space.kernel, "bootstrap": replicates}
+    write_space(space, out, zoo=zoo, probe=probe, settings=settings, seed=seed, started=begun)
+
+    begun = time.perf_counter()
+    say("3/5  selecting the networks that cover the rest")
+    selection = select(space, stop_at_peak=True)
+    write_selection(selection, out, space=space, started=begun)
+
+    begun = time.perf_counter()
+    say(f"4/5  testing the picks on an unseen task: all ten digits, from {_SHOTS} examples of each")
+    sizes = [size for size in (1, 2, 3, 4, 5, 6) if size <= len(selection.names)]
+    n_random = 10 if quick else 20
+    transfers = [
+        transfer(zoo, selection.names[:k], few_shot, test, n_random=n_random, seed=seed, engine=engine, store=store)
+        for k in sizes
+    ]
+    settings = {"shots": _SHOTS, "random": n_random}
+    write_transfers(transfers, out, zoo=zoo, probes=(few_shot, test), settings=settings, seed=seed, started=begun)
+
+    say("5/5  writing the report")
+    page = write_report(out)
+    return _findings(out, page, space, selection.names, transfers, scores, time.perf_counter() - started)
+
+
+def _digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797 images as rows of 64 values in [0, 1], and their digits, in an order that the seed gives."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(seed).permutation(len(data.target))
+    return (data.data[order] / 16).astype(np.float32), data.target[order].astype(np.int64)
+
+
+def _few_of_each(digits: np.ndarray, count: int) -> np.ndarray:
+    return np.concatenate([np.flatnonzero(digits == digit)[:count] for digit in range(10)])
+
+
+def _train_zoo(
+    folder: Path, images: np.ndarray, digits: np.ndarray, test: Probe, *, epochs: int, seed: int
+) -> dict[str, float]:
+    """Trains one network a question, unless the folder holds them already; returns each one's accuracy."""
+    settings = {"epochs": epochs, "seed": seed, "hidden": list(_HIDDEN), "questions": dict(QUESTIONS)}
+    finished = _finished(folder, json.loads(json.dumps(settings)))
+    if finished is not None:
+        return finished
+    test_images = torch.from_numpy(np.asarray(test.inputs))
+    networks, questions, scores = [], [], {}
+    for position, (name, answers) in enumerate(QUESTIONS.items()):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1000 * seed + position)
+            networks.append(network(max(answers) + 1))
+        questions.append(_labels_of(answers, digits))
+        scores[name] = 0.0
+    train(
+        networks,
+        torch.from_numpy(images),
+        questions,
+        epochs=epochs,
+        batch_size=64,
+        learning_rate=2e-3,
+        weight_decay=1e-3,
+        seed=seed,
+        description="training",
+    )
+    assert test.labels is not None
+    for (name, answers), one in zip(QUESTIONS.items(), networks, strict=True):
+        asked = _labels_of(answers, test.labels)
+        shown = asked != _IGNORED
+        scores[name] = round(accuracy(one, test_images[shown], asked[shown]), 4)
+    with output_folder(folder, "train", inputs={}, settings=settings, seed=seed) as staging:
+        Zoo.open(
+            {
+                name: Checkpoint(name, builder=network, arguments={"classes": max(answers) + 1}, task=name, module=one)
+                for (name, answers), one in zip(QUESTIONS.items(), networks, strict=True)
+            }
+        ).save(staging)
+        (staging / "accuracy.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    return scores
+
+
+def _finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, float] | None:
+    """The accuracies that an earlier run with the same settings left, if all of its files still hold."""
+    with suppress(BadInput):
+        for receipt in load_receipts(folder):
+            if receipt.made_by == "train" and receipt.settings == settings and not receipt.verify(folder):
+                found: dict[str, float] = json.loads((folder / "accuracy.json").read_text(encoding="utf-8"))
+                return found
+    return None
+
+
+def _labels_of(answers: tuple[int, ...], digits: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array([_IGNORED if answer < 0 else answer for answer in answers])[digits])
+
+
+def _teller() -> Callable[[str], None]:
+    """Says where the demo is, on standard error, so that JSON on standard output stays alone."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True).print
+
+
+def _findings(
+    out: Path,
+    page: Path,
+    space: TaskSpace,
+    picked: tuple[str, ...],
+    transfers: list[Transfer],
+    scores: Mapping[str, float],
+    seconds: float,
+) -> DemoResult:
+    off = space.covariance - np.eye(len(space))
+    i, j = np.unravel_index(int(off.argmax()), off.shape)
+    closest = (space.names[int(i)], space.names[int(j)])
+    worst, best = min(scores.values()), max(scores.values())
+    lines = [
+        "",
+        f"Done in {seconds:.0f} s. What it found:",
+        f"  - The networks answer their own questions right for {worst:.0%} to {best:.0%} of unseen digits.",
+        f"  - The closest tasks are {closest[0]} and {closest[1]} (covariance {off[i, j]:.2f}).",
+        f"  - {len(picked)} of {len(space)} networks cover the rest, in this order: {', '.join(picked)}.",
+        "  - Telling all ten digits apart from five examples of each, with a linear head on k networks' features:",
+    ]
+    for one in transfers:
+        low, median, high = one.band
+        lines.append(
+            f"      k = {len(one.names)}: picked {one.selected:.3f}, random {median:.3f} "
+            f"(5 % to 95 %: {low:.3f} to {high:.3f})"
+        )
+    lines += ["", f"Open {page} in a browser; the pictures are in {out}/*.png and the networks in {out}/zoo."]
+    document = {
+        "out": str(out),
+        "report": str(page),
+        "seconds": round(seconds, 2),
+        "accuracy": dict(scores),
+        "closest": {"names": closest, "covariance": float(off[i, j])},
+        "selected": picked,
+        "transfer": [
+            {
+                "k": len(one.names),
+                "selected": one.selected,
+                "random": dict(zip(("low", "median", "high"), one.band, strict=True)),
+            }
+            for one in transfers
+        ],
+    }
+    return DemoResult(document, tuple(lines))

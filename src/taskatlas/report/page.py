@@ -1,0 +1,125 @@
+"""One self-contained ``atlas.html``: a section for each kind of result that a folder holds, then its receipts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from taskatlas.errors import BadInput
+from taskatlas.store import Receipt, atomic_write, load_receipts
+
+PAGE = "atlas.html"
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1d2733; --quiet: #5d6b7a; --line: #dfe5ea; --accent: #1b6ca8; }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); }
+body { max-width: 1080px; margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.9rem; margin: 0; } h2 { font-size: 1.3rem; margin: 2.8rem 0 .4rem; }
+p.lead, figcaption, footer { color: var(--quiet); }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; border-bottom: 2px solid var(--line); } td { border-bottom: 1px solid var(--line); }
+th, td { padding: .3rem .8rem .3rem 0; } td.number, th.number { text-align: right; }
+figure { margin: 1rem 0; overflow-x: auto; } code { font-size: .9em; }
+nav a { margin-right: 1.2rem; color: var(--accent); }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what there is to see in one or two sentences, figures, and a table."""
+
+    title: str
+    text: str
+    figures: Sequence[Any] = ()  # plotly figures
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+
+
+def write_report(folder: Path | str, out: Path | None = None) -> Path:
+    """Joins what other commands left in ``folder`` in one page; pictures can be zoomed and say their values on hover.
+
+    Args:
+        folder: where ``map``, ``select`` or ``transfer`` wrote.
+        out: folder for the page; None takes ``folder``.
+
+    Returns:
+        The path of ``atlas.html``.
+
+    Raises:
+        BadInput: the folder is missing or holds nothing to report, or a result in it is damaged.
+    """
+    from taskatlas.report.space import space_sections
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder. Give one that `taskatlas map` wrote.")
+    sections = space_sections(folder)
+    if not sections:
+        raise BadInput(f"{folder} holds no results to report. Run `taskatlas map ZOO --out {folder}` first.")
+    receipts = load_receipts(folder)
+    path = (out or folder) / PAGE
+    with atomic_write(path) as file:
+        file.write_text(render_page(f"Atlas of {folder.resolve().name}", sections, receipts), encoding="utf-8")
+    return path
+
+
+def render_page(title: str, sections: Sequence[Section], receipts: Sequence[Receipt]) -> str:
+    """The page as text, with plotly's script inside."""
+    from plotly.offline import get_plotlyjs
+
+    links = "".join(f'<a href="#{_anchor(one.title)}">{escape(one.title)}</a>' for one in sections)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>'
+        f"<script>{get_plotlyjs()}</script></head><body>"
+        f'<h1>{escape(title)}</h1><p class="lead">How checkpoints relate, which few stand for the rest, and what that '
+        f"is worth.</p><nav>{links}</nav>"
+        + "".join(_render_section(one) for one in sections)
+        + _render_receipts(receipts)
+        + "</body></html>\n"
+    )
+
+
+def _render_section(section: Section) -> str:
+    figures = "".join(
+        f"<figure>{one.to_html(full_html=False, include_plotlyjs=False, config={'displaylogo': False})}</figure>"
+        for one in section.figures
+    )
+    table = _render_table(section.columns, section.rows) if section.rows else ""
+    return (
+        f'<section id="{_anchor(section.title)}"><h2>{escape(section.title)}</h2>'
+        f"<p>{escape(section.text)}</p>{figures}{table}</section>"
+    )
+
+
+def _render_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def cell(tag: str, position: int, value: Any) -> str:
+        number = ' class="number"' if any(isinstance(row[position], int | float) for row in rows) else ""
+        text = f"{value:.3f}" if isinstance(value, float) else "–" if value is None else str(value)
+        return f"<{tag}{number}>{escape(text)}</{tag}>"
+
+    head = "".join(cell("th", position, column) for position, column in enumerate(columns))
+    body = "".join(
+        "<tr>" + "".join(cell("td", position, value) for position, value in enumerate(row)) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _render_receipts(receipts: Sequence[Receipt]) -> str:
+    if not receipts:
+        return ""
+    rows = [
+        [one.made_by, one.created, f"{one.seconds:.1f} s", "–" if one.seed is None else one.seed, one.digest[:12]]
+        for one in receipts
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in receipts[-1].versions.items())
+    return (
+        "<footer><h2>How this was made</h2>"
+        + _render_table(["command", "at", "took", "seed", "digest"], rows)
+        + f"<p>{escape(versions)}. <code>taskatlas check</code> verifies these receipts.</p></footer>"
+    )
+
+
+def _anchor(title: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in title.lower())
