@@ -1,0 +1,193 @@
+"""Benchmarks of the room of task spaces: kernel, memory, one more checkpoint, selection.
+
+Run ``python benchmarks/space.py`` (about three minutes on two cores) or ``--quick``. Each comparison runs the published
+procedure and ours in turn in one process, on the same threads, and prints the median of the paired ratios. Beside each
+time stands the floor: the multiplications that cannot be avoided at the rate this machine multiplies matrices.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from taskatlas.space import TaskSpace, cka_matrix, select
+
+
+def published_kernel(features: list[np.ndarray]) -> np.ndarray:
+    """The straightforward procedure: every pair afresh, centred, with both self-norms."""
+    m = len(features)
+    kernel = np.eye(m)
+    for i in range(m):
+        for j in range(i):
+            x = features[i] - features[i].mean(axis=0)
+            y = features[j] - features[j].mean(axis=0)
+            cross = np.linalg.norm(x.T @ y) ** 2
+            kernel[i, j] = kernel[j, i] = cross / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+    return kernel
+
+
+def naive_selection(covariance: np.ndarray, k: int) -> list[int]:
+    """The straightforward procedure: both conditional variances of every candidate by a solve of its own."""
+    m = len(covariance)
+    picked: list[int] = []
+
+    def variance(y: int, given: list[int]) -> float:
+        if not given:
+            return float(covariance[y, y])
+        cross = covariance[given, y]
+        return float(covariance[y, y] - cross @ np.linalg.solve(covariance[np.ix_(given, given)], cross))
+
+    for _ in range(k):
+        rest = [y for y in range(m) if y not in picked]
+        gains = [variance(y, picked) / variance(y, [v for v in rest if v != y]) for y in rest]
+        picked.append(rest[int(np.argmax(gains))])
+    return picked
+
+
+def timed(function, *arguments) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = function(*arguments)
+    return time.perf_counter() - start, result
+
+
+def multiplication_rate(dtype=np.float32) -> float:
+    """Floating-point operations a second of a large matrix product."""
+    a = np.random.default_rng(0).normal(size=(1536, 1536)).astype(dtype)
+    a @ a
+    return 2 * 1536**3 / min(timed(np.matmul, a, a)[0] for _ in range(8))
+
+
+def made_up_features(m: int, n: int, d: int) -> list[np.ndarray]:
+    """Features that share a common part, float32."""
+    draw = np.random.default_rng(0)
+    common = draw.normal(size=(n, 64)).astype(np.float32)
+    return [
+        common @ draw.normal(size=(64, d)).astype(np.float32) + draw.normal(size=(n, d)).astype(np.float32) * 4
+        for _ in range(m)
+    ]
+
+
+def bench_kernel(m: int, n: int, d: int, rounds: int, rate: float) -> dict:
+    features = made_up_features(m, n, d)
+    cka_matrix(features)
+    ratios, ours, published = [], [], []
+    difference = 0.0
+    for _ in range(rounds):
+        slow, expected = timed(published_kernel, features)
+        fast, found = timed(cka_matrix, features)
+        ratios.append(slow / fast)
+        ours.append(fast)
+        published.append(slow)
+        difference = float(np.abs(expected - found).max())
+    floor = min(m * n * n * d, m * (m + 1) * n * d * d) / rate
+    return {
+        "published_s": float(np.median(published)),
+        "ours_s": float(np.median(ours)),
+        "ratio": float(np.median(ratios)),
+        "floor_s": floor,
+        "largest_difference": difference,
+    }
+
+
+_MEMORY_PROBE = """
+import resource, sys, numpy as np
+from pathlib import Path
+from taskatlas.space import cka_matrix
+mode, folder = sys.argv[1], Path(sys.argv[2])
+x = np.random.default_rng(0).normal(size=(600, 64)).astype("f4")
+cka_matrix([x, x * 2 + 1])  # libraries, threads and their buffers are there before we measure
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def current():
+    fields = Path("/proc/self/status").read_text().splitlines()
+    return {line.split()[0]: int(line.split()[1]) * 1024 for line in fields if line.startswith("Rss")}
+before = current()
+features = [np.load(path, mmap_mode="r" if mode == "mapped" else None) for path in sorted(folder.glob("*.npy"))]
+base = sum(before.values())
+cka_matrix(features)
+private = current()["RssAnon:"] - before["RssAnon:"]
+print(peak() - base, private)
+"""
+
+
+def bench_memory(m: int, n: int, d: int) -> dict:
+    """Peak resident memory above that of the loaded libraries, in units of the features' bytes."""
+    size = m * n * d * 4
+    with tempfile.TemporaryDirectory() as folder:
+        for i, values in enumerate(made_up_features(m, n, d)):
+            np.save(Path(folder) / f"{i:03}.npy", values)
+        result = {}
+        for mode in ("in memory", "mapped"):
+            command = [sys.executable, "-c", _MEMORY_PROBE, mode, folder]
+            peak, private = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+            result[mode] = {"peak_over_features": peak / size, "private_after_over_features": private / size}
+    return {"features_MB": size / 1e6} | result
+
+
+def bench_row(m: int, n: int, d: int, rate: float) -> dict:
+    features = made_up_features(m + 1, n, d)
+    whole = float(np.median([timed(cka_matrix, features)[0] for _ in range(3)]))
+    row = float(np.median([timed(cka_matrix, features[-1:], features[:-1])[0] for _ in range(3)]))
+    floor = min(2 * m * n * d * d, m * n * n * d) / rate
+    return {"whole_s": whole, "row_s": row, "ratio": whole / row, "floor_row_s": floor}
+
+
+def made_up_covariance(m: int) -> np.ndarray:
+    x = np.random.default_rng(0).normal(size=(m, 2 * m))
+    x[: m // 2] += 0.8 * x[m // 2 : 2 * (m // 2)]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x @ x.T
+
+
+def bench_selection(m: int, k: int, rounds: int, small: int, rate: float) -> dict:
+    covariance = made_up_covariance(small)
+    space = TaskSpace(tuple(f"{i:05}" for i in range(small)), covariance)
+    slow, expected = timed(naive_selection, covariance, 10)
+    fast, found = timed(select, space, 10)
+    large = TaskSpace(tuple(f"{i:05}" for i in range(m)), made_up_covariance(m))
+    times = [timed(select, large, k)[0] for _ in range(rounds)]
+    return {
+        "ours_s": float(np.median(times)),
+        "floor_s": 2 * m**3 / 3 / rate,
+        "same_picks_as_naive": [int(name) for name in found.names] == expected,
+        "naive_s_small": slow,
+        "ours_s_small": fast,
+        "ratio_small": slow / fast,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args()
+    m, n, d, rounds = (6, 500, 96, 1) if arguments.quick else (34, 2000, 768, 3)
+    tasks, picks, small = (200, 10, 60) if arguments.quick else (1000, 50, 200)
+    single, double = multiplication_rate(), multiplication_rate(np.float64)
+    figures = {
+        "machine": f"{platform.processor() or platform.machine()}, {single / 1e9:.0f} GFLOP/s float32",
+        f"kernel, {m} models x {n} samples x {d} features": bench_kernel(m, n, d, rounds, single),
+        f"memory, {m} x {n} x {d}": bench_memory(m, n, d),
+        f"one more checkpoint, {m} + 1 x {n} x {d}": bench_row(m, n, d, single),
+        f"one more checkpoint, {m} + 1 x {5 * n} x {d}": bench_row(m, 5 * n, d, single),
+        f"select {picks} of {tasks}": bench_selection(tasks, picks, 5, small, double),
+    }
+    if arguments.json:
+        print(json.dumps(figures, indent=1))
+        return
+    for title, values in figures.items():
+        print(title if isinstance(values, dict) else f"{title}: {values}")
+        if isinstance(values, dict):
+            for name, value in values.items():
+                print(f"    {name:28} {value if not isinstance(value, float) else format(value, '.4g')}")
+    print(f"peak of this whole process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
