@@ -58,7 +58,7 @@ def train(
     Example:
         >>> x, y = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1])
         >>> net = nn.Linear(1, 2)
-        >>> losses = train([net], x, [y], epochs=300, learning_rate=0.1)
+        >>> losses = train([net], x, [y], epochs=100, learning_rate=0.3)
         >>> losses[0] < 0.1, accuracy(net, x, y)
         (True, 1.0)
     """

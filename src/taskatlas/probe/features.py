@@ -249,7 +249,8 @@ def _words_of_tokens(batch: Batch, ids: list[str]) -> list[list[int | None]]:
             continue
         if missing == list(range(missing[0], len(sentence))):
             raise BadInput(
-                f"sentence {name!r} has {len(sentence)} words and was truncated to {missing[0]}. Split long sentences."
+                f"the tokenizer kept {missing[0]} of the {len(sentence)} words of sentence {name!r} "
+                f"({sentence[missing[0]]!r} and what follows is truncated). Split long sentences."
             )
         raise BadInput(f"word {missing[0]} of sentence {name!r} ({sentence[missing[0]]!r}) has no token. Replace it.")
     return owners

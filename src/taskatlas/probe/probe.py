@@ -111,8 +111,14 @@ class Probe:
             >>> Probe.from_text(["a", "b", "c"]).take([2, 0]).ids
             ('2', '0')
         """
-        wanted = np.asarray(rows, dtype=np.int64)
-        if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= len(self):
+        wanted = np.asarray(rows)
+        if (
+            wanted.ndim != 1
+            or not len(wanted)
+            or wanted.dtype.kind not in "iu"
+            or wanted.min() < 0
+            or wanted.max() >= len(self)
+        ):
             raise BadInput(f"cannot take rows {rows!r} of a probe; give positions from 0 to {len(self) - 1}.")
         if isinstance(self.inputs, np.ndarray):
             inputs: Any = self.inputs[wanted]

@@ -83,13 +83,13 @@ def _as_array(labels: Any, source: str) -> np.ndarray:
         return np.asarray(labels.detach().cpu())
     if isinstance(labels, np.ndarray) and labels.dtype != object:
         return labels
-    plain = [item.item() if hasattr(item, "item") else item for item in labels]
-    kinds = {type(item) for item in plain}
-    if str in kinds and kinds != {str}:
+    plain = [item.item() if getattr(item, "ndim", None) == 0 else item for item in labels]
+    if any(isinstance(item, str) for item in plain) and not all(isinstance(item, str) for item in plain):
         other = next(position for position, item in enumerate(plain) if not isinstance(item, str))
         raise BadInput(f"the {source} mix strings with others: number {other} is {plain[other]!r}.")
-    if None in plain:
-        raise BadInput(f"the {source} have none at sample {plain.index(None)}. Label every sample or none.")
+    missing = next((position for position, item in enumerate(plain) if item is None), None)
+    if missing is not None:
+        raise BadInput(f"the {source} have none at sample {missing}. Label every sample or none.")
     try:
         return np.array(plain) if plain else np.empty(0, dtype=np.int64)
     except ValueError as error:

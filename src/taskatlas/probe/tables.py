@@ -165,7 +165,7 @@ def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:
-    if "pickle" in str(error).lower():
+    if any(said in str(error) for said in ("pickle", "Python objects")):
         return BadInput(
             f"{path} holds pickled Python objects, or no array at all; neither is read. "
             "Save plain numbers with numpy.save or numpy.savez."

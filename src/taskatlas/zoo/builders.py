@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from taskatlas.errors import BadInput
 from taskatlas.store import digest, file_digest
-from taskatlas.zoo.weights import wrapper_prefix
+from taskatlas.zoo.weights import first_line, wrapper_prefix
 
 Builder = str | Callable[..., Any]
 Prepare = Callable[[list[Any]], Any]
@@ -56,7 +56,9 @@ def build(
         try:
             made = function(**keywords)
         except Exception as error:
-            raise BadInput(f"the builder {name} failed with {type(error).__name__}: {error}") from error
+            raise BadInput(
+                f"the builder {name} failed ({first_line(error)}). Call it by itself to see where."
+            ) from error
     match made:
         case nn.Module():
             return made, None
@@ -155,7 +157,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], what: str) ->
     try:
         left = module.load_state_dict(fitting, strict=False)
     except RuntimeError as error:
-        raise BadInput(f"{what} does not fit: {error}") from error
+        raise BadInput(f"{what} does not fit: {' '.join(str(error).split())}") from error
     present = {_memory(own[name]) for name in given if name in own}
     missing = [n for n in left.missing_keys if n in own and n not in given and _memory(own[n]) not in present]
     unexpected = [name for name in given if name not in own]
@@ -245,9 +247,7 @@ def _import_module(name: str, builder: str) -> ModuleType:
             importlib.invalidate_caches()
             return importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever the user's file does when it is imported
-            raise BadInput(
-                f"the builder {builder} cannot be imported ({type(error).__name__}: {error}). {_HOW_TO_NAME}"
-            ) from error
+            raise BadInput(f"the builder {builder} cannot be imported ({first_line(error)}). {_HOW_TO_NAME}") from error
 
 
 def _import_file(file: Path, builder: str) -> ModuleType:
@@ -270,7 +270,7 @@ def _imported_file(file: Path, content: str) -> ModuleType:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[name]
-            raise BadInput(f"the builder file {file} cannot be imported ({type(error).__name__}: {error}).") from error
+            raise BadInput(f"the builder file {file} cannot be imported ({first_line(error)}).") from error
     return module
 
 

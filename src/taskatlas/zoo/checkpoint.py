@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from taskatlas.zoo.weights import files_digest, read_weights, tensor_shapes, ten
 
 TRANSFORMERS = "transformers"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_RUNNING_STATISTICS = ("running_mean", "running_var")  # what normalisation layers call theirs
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -129,7 +130,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """The number of elements of all floating-point tensors, from headers: no weights are read.
+        """The number of elements of all floating-point tensors but running statistics, from headers: no weights are read.
 
         Raises:
             BadInput: the weights or the builder cannot be read.
@@ -144,7 +145,11 @@ class Checkpoint:
             return vision_parameters(str(self.builder), self.arguments)
         else:
             tensors = _tensors(self.open().module)
-        return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+        return sum(
+            tensor.numel()
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point() and not name.endswith(_RUNNING_STATISTICS)
+        )
 
     def _build(self) -> tuple[nn.Module, Prepare | None]:
         builder = self.builder
@@ -201,19 +206,17 @@ def _check_name(name: str) -> None:
     parts = name.split("/")
     if not name or any(part != part.strip() or part in ("", ".", "..") for part in parts):
         raise BadInput(f"{name!r} is not a name for a checkpoint. Write a word, or words joined by single slashes.")
-    if "\\" in name or ":" in name or not name.isprintable():
+    if "\\" in name or PureWindowsPath(name).drive or not name.isprintable():
         raise BadInput(
-            f"the name {name!r} has a backslash, a colon or a sign that cannot be printed. Write it without."
+            f"the name {name!r} has a backslash, a drive or a sign that cannot be printed. Write it without."
         )
 
 
 def _device(device: str) -> torch.device:
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadInput(f"there is no device {device!r} here. Choose cpu, or cuda where a GPU is installed.") from error
-    return place
 
 
 def _ready(module: nn.Module, place: torch.device, name: str) -> nn.Module:
@@ -237,10 +240,11 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 def _settled_randomness() -> Iterator[None]:
     """The same random numbers inside every time; outside, as if nothing had been drawn."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
         random.seed(0)
         np.random.seed(0)
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed GPUs that are not in use yet
         try:
             yield
         finally:

@@ -20,7 +20,7 @@ from torch import nn
 
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.zoo.builders import some
-from taskatlas.zoo.weights import FOLDER_FILES, files_digest, tensor_shapes
+from taskatlas.zoo.weights import FOLDER_FILES, files_digest, first_line, tensor_shapes
 
 _TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -108,7 +108,7 @@ def hub_parameters(model_id: str) -> int:
         counts: Mapping[str, int] = hub.get_safetensors_metadata(model_id, revision=commit).parameter_count
     except Exception as error:
         raise BadInput(
-            f"the hub does not say how large {model_id} is ({_first_line(error)}). Open it once first."
+            f"the hub does not say how large {model_id} is ({first_line(error)}). Open it once first."
         ) from error
     return sum(count for dtype, count in counts.items() if dtype.startswith(("F", "BF")))
 
@@ -131,7 +131,7 @@ def hub_commit(model_id: str) -> str:
         if isinstance(cached, str):
             return Path(cached).parent.name
         raise BadInput(
-            f"{model_id!r} is neither a local path nor a model that the Hugging Face hub shows ({_first_line(error)}). "
+            f"{model_id!r} is neither a local path nor a model that the Hugging Face hub shows ({first_line(error)}). "
             "Check its spelling, the network, and the access token."
         ) from error
 
@@ -304,7 +304,7 @@ def _told_as_bad_input(source: Path | str) -> Iterator[None]:
                 f"{source} needs code of its own, which is never run here. Convert it, or name a builder."
             ) from error
         raise BadInput(
-            f"transformers cannot open {source} ({_first_line(error)}). Save it again with save_pretrained."
+            f"transformers cannot open {source} ({first_line(error)}). Save it again with save_pretrained."
         ) from error
 
 
@@ -321,11 +321,6 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0].strip().rstrip('.')[:160]}"
 
 
 def _transformers() -> ModuleType:

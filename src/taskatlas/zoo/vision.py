@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.store import digest
 from taskatlas.zoo.builders import Prepare
+from taskatlas.zoo.weights import first_line
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -58,11 +59,12 @@ def published_digest(builder: str) -> str:
         MissingExtra: the library is not installed.
     """
     library, name = _parts(builder)
-    if library == "timm":
-        settings = _timm(name).get_pretrained_cfg(name).to_dict()
-        return digest(library, name, {key: str(value) for key, value in settings.items()})
-    weights = _torchvision_weights(name)
-    return digest(library, name, str(weights.url), str(weights.transforms()))
+    with _told_as_bad_input(builder):
+        if library == "timm":
+            settings = _timm(name).get_pretrained_cfg(name).to_dict()
+            return digest(library, name, {key: str(value) for key, value in settings.items()})
+        weights = _torchvision_weights(name)
+        return digest(library, name, str(weights.url), str(weights.transforms()))
 
 
 def vision_parameters(builder: str, arguments: Mapping[str, Any]) -> int:
@@ -154,4 +156,4 @@ def _told_as_bad_input(builder: str) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:  # unknown tags, arguments of the wrong type, a download that fails
-        raise BadInput(f"{builder} cannot be built ({type(error).__name__}: {error}). Check its arguments.") from error
+        raise BadInput(f"{builder} cannot be built ({first_line(error)}). Check its name and arguments.") from error

@@ -54,7 +54,7 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_FULL_CODE_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+_REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _GIT_LFS_POINTER = b"version https://git-lfs"
 
 
@@ -142,7 +142,7 @@ def shard_index(file: Path) -> dict[str, str]:
         weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
         pairs = [(str(name), str(shard)) for name, shard in weight_map.items()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadInput(f"{file} is not a shard index ({_short(error)}). Copy or download it again.") from error
+        raise BadInput(f"{file} is not a shard index ({first_line(error)}). Copy or download it again.") from error
     for name, shard in pairs:
         if not shard or shard == ".." or PurePosixPath(shard).name != shard or PureWindowsPath(shard).name != shard:
             raise BadInput(
@@ -191,6 +191,18 @@ def wrapper_prefix(names: Iterable[str]) -> str:
             break
         prefix = longer
     return prefix
+
+
+def first_line(error: BaseException) -> str:
+    r"""An error's type and the first line of its message, for the inside of a sentence.
+
+    Example:
+        >>> first_line(ValueError("no such layer.\nTraceback: ..."))
+        'ValueError: no such layer'
+    """
+    lines = str(error).strip().splitlines() or [""]
+    text = lines[0].strip().rstrip(".")[:160]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _all_start(names: list[str], prefix: str) -> bool:
@@ -252,15 +264,14 @@ def _read_safetensors(file: Path, headers_only: bool, start: bytes) -> dict[str,
             read = _safetensors_header if headers_only else _safetensors_tensor
             return {name: read(opened, name) for name in opened.keys()}  # noqa: SIM118 (the file is no mapping)
     except (RuntimeError, OSError) as error:
-        raise BadInput(f"cannot read {file} ({_short(error)}). Is there enough memory, and may you read it?") from error
+        raise BadInput(
+            f"cannot read {file} ({first_line(error)}). Is there enough memory, and may you read it?"
+        ) from error
     except (SafetensorError, ValueError, KeyError) as error:
-        looks_like_torch = start.startswith((b"PK\x03\x04", b"\x80\x02"))
-        hint = (
-            "It looks like a PyTorch file: rename it to end in .pt."
-            if looks_like_torch
-            else "Copy or download it again."
-        )
-        raise BadInput(f"{file} is not a whole safetensors file ({_short(error)}). {hint}") from error
+        hint = "Copy or download it again."
+        if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+            hint = "It looks like a PyTorch file: rename it to end in .pt."
+        raise BadInput(f"{file} is not a whole safetensors file ({first_line(error)}). {hint}") from error
 
 
 def _safetensors_tensor(opened: Any, name: str) -> Tensor:
@@ -295,7 +306,7 @@ def _why_unreadable(file: Path, error: Exception, start: bytes) -> str:
         "If you trust it, load it where it was made and write its state_dict() with safetensors.torch.save_file "
         f"to {weights_name(file)}.safetensors."
     )
-    refused = _FULL_CODE_REFUSED.search(str(error))
+    refused = _REFUSED_GLOBAL.search(str(error))
     if refused:
         return f"{file} is a pickle that needs code to be read ({refused[1]}), so it was not opened. {convert}"
     if "TorchScript" in str(error):
@@ -304,7 +315,7 @@ def _why_unreadable(file: Path, error: Exception, start: bytes) -> str:
         return f"{file} is a pickle that torch.save did not write, so it was not opened. {convert}"
     if start[8:9] == b"{":
         return f"{file} is not a PyTorch file. It looks like a safetensors file: rename it to end in .safetensors."
-    return f"{file} is not a whole PyTorch file ({_short(error)}). Copy or download it again."
+    return f"{file} is not a whole PyTorch file ({first_line(error)}). Copy or download it again."
 
 
 def _named_tensors(file: Path, content: object) -> dict[str, Tensor]:
@@ -329,13 +340,6 @@ def _tensor_digest(name: str, tensor: Tensor) -> str:
         content = plain.reshape(-1).view(torch.uint8).numpy()
     except (RuntimeError, NotImplementedError) as error:
         raise BadInput(
-            f"the tensor {name!r} has no plain bytes to digest ({_short(error)}). Make it dense first."
+            f"the tensor {name!r} has no plain bytes to digest ({first_line(error)}). Make it dense first."
         ) from error
     return digest(str(plain.dtype), tuple(plain.shape), content)
-
-
-def _short(error: Exception) -> str:
-    """The first line of an error, for the inside of a sentence."""
-    lines = str(error).strip().splitlines() or [""]
-    text = lines[0].strip().rstrip(".")[:160]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -151,7 +151,7 @@ def _member(value: object, name: str | None) -> Checkpoint:
         case nn.Module():
             raise BadInput(f"a {type(value).__name__} in a list has no name. Give a mapping: {{name: module}}.")
         case str() if is_vision_builder(value):
-            return Checkpoint(name or value.replace(":", "/", 1), builder=value)
+            return Checkpoint(name or value, builder=value)
         case str() if is_hub_id(value):
             return Checkpoint(name or value, value, TRANSFORMERS)
         case str() | Path():
