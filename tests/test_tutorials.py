@@ -1,0 +1,24 @@
+"""Tutorials run as they stand and say what they should."""
+
+import runpy
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+mpl.use("Agg")
+TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.py"))
+
+
+def test_there_is_a_tutorial():
+    assert TUTORIALS
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs(path, capsys):
+    found = runpy.run_path(str(path))
+    printed = capsys.readouterr().out
+    if path.stem == "map_a_zoo":
+        assert set(found["pick"].names) <= set(found["zoo"])
+        assert found["growth"].divergence[0].mean() > found["growth"].divergence[-1].mean()
+        assert f"{found['worth'].selected:.3f}" in printed
