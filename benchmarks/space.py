@@ -130,6 +130,53 @@ def bench_memory(m: int, n: int, d: int) -> dict:
     return {"features_MB": size / 1e6} | result
 
 
+_MAPPING_PROBE = """
+import resource, sys, numpy as np, taskatlas as ta
+from pathlib import Path
+folder = Path(sys.argv[1])
+probe = ta.Probe.load(folder / "probe.parquet")
+names = sorted((folder / "zoo").glob("*.safetensors"))[: int(sys.argv[2])]
+warm = ta.Zoo.open({"warm": __import__("torch").nn.Linear(probe.inputs.shape[1], 2)})
+ta.map_tasks(warm, probe, store=ta.Store(folder / "warm"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+zoo = ta.Zoo.open({path.stem: ta.Checkpoint(path.stem, path, sys.argv[3] + ":build") for path in names})
+ta.map_tasks(zoo, probe, store=ta.Store(folder / f"store-{len(names)}"))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def build(width: int = 2048) -> "object":
+    """The network of the next benchmark: 67 MB of weights at full width."""
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+
+
+def bench_mapping_memory(counts: tuple[int, int]) -> dict:
+    """Peak resident memory of mapping a whole zoo, above that of the loaded libraries, in units of one checkpoint."""
+    import torch
+    from safetensors.torch import save_file
+
+    import taskatlas as ta
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "zoo").mkdir()
+        ta.Probe.from_arrays(np.random.default_rng(0).normal(size=(256, 2048)).astype(np.float32)).save(
+            folder / "probe.parquet"
+        )
+        for position in range(max(counts)):
+            torch.manual_seed(position)
+            save_file(build().state_dict(), folder / "zoo" / f"{position:02}.safetensors")
+        size = (folder / "zoo" / "00.safetensors").stat().st_size
+        result = {"checkpoint_MB": size / 1e6}
+        for count in counts:
+            command = [sys.executable, "-c", _MAPPING_PROBE, name, str(count), str(Path(__file__).resolve())]
+            peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            result[f"{count} checkpoints: peak_over_one"] = peak / size
+    return result
+
+
 def bench_row(m: int, n: int, d: int, rate: float) -> dict:
     features = made_up_features(m + 1, n, d)
     whole = float(np.median([timed(cka_matrix, features)[0] for _ in range(3)]))
@@ -165,27 +212,32 @@ def bench_selection(m: int, k: int, rounds: int, small: int, rate: float) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--only", help="only benchmarks whose title holds this")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     m, n, d, rounds = (6, 500, 96, 1) if arguments.quick else (34, 2000, 768, 3)
     tasks, picks, small = (200, 10, 60) if arguments.quick else (1000, 50, 200)
     single, double = multiplication_rate(), multiplication_rate(np.float64)
-    figures = {
-        "machine": f"{platform.processor() or platform.machine()}, {single / 1e9:.0f} GFLOP/s float32",
-        f"kernel, {m} models x {n} samples x {d} features": bench_kernel(m, n, d, rounds, single),
-        f"memory, {m} x {n} x {d}": bench_memory(m, n, d),
-        f"one more checkpoint, {m} + 1 x {n} x {d}": bench_row(m, n, d, single),
-        f"one more checkpoint, {m} + 1 x {5 * n} x {d}": bench_row(m, 5 * n, d, single),
-        f"select {picks} of {tasks}": bench_selection(tasks, picks, 5, small, double),
+    machine = f"{platform.processor() or platform.machine()}, {single / 1e9:.0f} GFLOP/s float32"
+    benchmarks = {
+        f"kernel, {m} models x {n} samples x {d} features": lambda: bench_kernel(m, n, d, rounds, single),
+        f"memory, {m} x {n} x {d}": lambda: bench_memory(m, n, d),
+        f"one more checkpoint, {m} + 1 x {n} x {d}": lambda: bench_row(m, n, d, single),
+        f"one more checkpoint, {m} + 1 x {5 * n} x {d}": lambda: bench_row(m, 5 * n, d, single),
+        "mapping a zoo": lambda: bench_mapping_memory((2, 4) if arguments.quick else (4, 16)),
+        f"select {picks} of {tasks}": lambda: bench_selection(tasks, picks, 5, small, double),
     }
+    print(f"machine: {machine}")
+    figures: dict[str, object] = {"machine": machine}
+    for title, run in benchmarks.items():
+        if arguments.only and arguments.only not in title:
+            continue
+        print(title, flush=True)
+        figures[title] = values = run()
+        for name, value in values.items():
+            print(f"    {name:36} {value if not isinstance(value, float) else format(value, '.4g')}", flush=True)
     if arguments.json:
-        print(json.dumps(figures, indent=1))
-        return
-    for title, values in figures.items():
-        print(title if isinstance(values, dict) else f"{title}: {values}")
-        if isinstance(values, dict):
-            for name, value in values.items():
-                print(f"    {name:28} {value if not isinstance(value, float) else format(value, '.4g')}")
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(f"peak of this whole process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

@@ -12,8 +12,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import get_context
 from typing import Any, TypeVar
+
+from threadpoolctl import ThreadpoolController
 
 from taskatlas.errors import BadInput
 
@@ -88,6 +91,23 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
 
 
 @contextmanager
+def single_threaded_products() -> Iterator[int]:
+    """While it lasts, numpy's matrix products use one thread each; yields how many threads they used before.
+
+    For work that is divided among threads already: many small products on many threads wait for one another.
+
+    Example:
+        >>> with single_threaded_products() as threads:
+        ...     threads >= 1
+        True
+    """
+    controller = _thread_controller()
+    libraries = [library for library in controller.info() if library["user_api"] == "blas"]
+    with controller.limit(limits=1, user_api="blas"):
+        yield max((int(library["num_threads"]) for library in libraries), default=1)
+
+
+@contextmanager
 def _executor(engine: Engine) -> Iterator[Executor | None]:
     """None stands for this process; an executor that was handed in is left open."""
     if isinstance(engine, Executor):
@@ -107,6 +127,12 @@ def _executor(engine: Engine) -> Iterator[Executor | None]:
             yield processes
     else:
         raise BadInput(f"there is no engine {engine!r}. Choose local, threads:N, processes:N, or pass an Executor.")
+
+
+@cache
+def _thread_controller() -> ThreadpoolController:
+    """Looking for the libraries takes milliseconds, so it is done once."""
+    return ThreadpoolController()
 
 
 def _worker_count(engine: str, number: str) -> int:

@@ -15,17 +15,20 @@ features. Products are made in the features' own precision; sums over tiles and 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 
+from taskatlas.engine import single_threaded_products
 from taskatlas.errors import BadInput
 from taskatlas.space.samples import BLOCK, Centred, Samples, centre_all
 
-_TILE_BYTES = 96 * 2**20  # what the tiles of all networks' Gram matrices may take at once
-_LARGEST_TILE = 256
+_TILE_BYTES = 20 * 2**20  # what one tile of all networks' Gram matrices may take, in each thread
+_LARGEST_TILE = 384
+_COLUMNS = 2**15  # entries of a tile that are converted to float64 at once
 _MEDIAN_SAMPLES = 2000
 
 Matrix = Float[np.ndarray, "n m"]
@@ -131,8 +134,8 @@ def minibatch_cka(batches: Iterable[Sequence[np.ndarray]]) -> Matrix:
         _check_batch(batch, position, None if total is None else len(total))
         # Batches weigh in by their own scale, so they must not be normalised one by one.
         plain = [Centred(x, np.asarray(x, np.float64).mean(axis=0), 1.0, np.dtype(np.float64)) for x in batch]
-        sums = _tile_sums(len(batch[0]), len(batch), partial(_linear_tile, plain))
-        term = _hsic(sums, debiased=True)
+        b = len(batch[0])
+        term = _hsic(_tile_sums(b, len(batch), partial(_linear_tile, plain)), debiased=True) / (b * (b - 3))
         total = term if total is None else total + term
     if total is None:
         raise BadInput("there is no batch to align; give at least one.")
@@ -199,26 +202,46 @@ def _tiles_are_cheaper(centred: Sequence[Centred], rows: Sequence[int], columns:
 
 
 def _tile_sums(n: int, m: int, tile_of: TileMaker) -> _GramSums:
-    """The sums from square tiles on and above the diagonal: each tile of all m networks, then one product (m, m)."""
-    size = int(np.clip(np.sqrt(_TILE_BYTES / (12 * m)), 16, _LARGEST_TILE))
+    """The sums from square tiles on and above the diagonal: each tile of all m networks, then one product (m, m).
+
+    Tiles are shared among as many threads as the arithmetic may use, each multiplying alone, and added up in a fixed
+    order: the result is the same, to the bit, for any number of threads.
+    """
+    size = int(np.clip(np.sqrt(_TILE_BYTES / (4 * m)), 16, _LARGEST_TILE))
+    blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    pairs = [(down, across) for position, down in enumerate(blocks) for across in blocks[position:]]
     inner = np.zeros((m, m))
     row_sums = np.zeros((m, n))
     diagonals = np.zeros((m, n))
-    for top in range(0, n, size):
-        down = slice(top, min(top + size, n))
-        for left in range(top, n, size):
-            across = slice(left, min(left + size, n))
-            tiles = np.empty((m, down.stop - down.start, across.stop - across.start))
-            for i in range(m):
-                tiles[i] = tile_of(i, down, across)
-            flat = tiles.reshape(m, -1)
-            inner += (1 if left == top else 2) * (flat @ flat.T)
-            row_sums[:, down] += tiles.sum(axis=2)
-            if left == top:
-                diagonals[:, down] = np.diagonal(tiles, axis1=1, axis2=2)
+    with single_threaded_products() as threads, ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(partial(_tile_part, m, tile_of), pairs)
+        for (down, across), (product, sums_down, sums_across, diagonal) in zip(pairs, parts, strict=True):
+            row_sums[:, down] += sums_down
+            if down == across:
+                inner += product
+                diagonals[:, down] = diagonal
             else:
-                row_sums[:, across] += tiles.sum(axis=1)
+                inner += 2 * product
+                row_sums[:, across] += sums_across
     return _GramSums(inner, row_sums, diagonals)
+
+
+def _tile_part(
+    m: int, tile_of: TileMaker, pair: tuple[slice, slice]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of one tile of every network: products between all, sums of its rows and of its columns, and its diagonal."""
+    first = tile_of(0, *pair)
+    tiles = np.empty((m, *first.shape), dtype=first.dtype)
+    tiles[0] = first
+    for i in range(1, m):
+        tiles[i] = tile_of(i, *pair)
+    flat = tiles.reshape(m, -1)
+    product = np.zeros((m, m))
+    for start in range(0, flat.shape[1], _COLUMNS):
+        columns = flat[:, start : start + _COLUMNS].astype(np.float64)
+        product += columns @ columns.T
+    sums = (tiles.sum(axis=2, dtype=np.float64), tiles.sum(axis=1, dtype=np.float64))
+    return product, *sums, np.diagonal(tiles, axis1=1, axis2=2).astype(np.float64)
 
 
 def _linear_tile(centred: Sequence[Centred], i: int, down: slice, across: slice) -> np.ndarray:

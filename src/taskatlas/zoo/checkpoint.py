@@ -18,11 +18,17 @@ from taskatlas.store import digest
 from taskatlas.zoo.builders import Builder, Prepare, build, builder_digest, code_of_classes, load_weights
 from taskatlas.zoo.hugging_face import hub_commit, hub_parameters, model_digest, open_model
 from taskatlas.zoo.vision import build_vision, is_vision_builder, published_digest, vision_parameters
-from taskatlas.zoo.weights import files_digest, read_weights, tensor_shapes, tensors_digest, weights_name
+from taskatlas.zoo.weights import (
+    files_digest,
+    parameter_count,
+    read_weights,
+    tensor_shapes,
+    tensors_digest,
+    weights_name,
+)
 
 TRANSFORMERS = "transformers"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_RUNNING_STATISTICS = ("running_mean", "running_var")  # what normalisation layers call theirs
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -130,7 +136,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """The number of elements of all floating-point tensors but running statistics, from headers: no weights are read.
+        """The number of elements of all floating-point tensors but running statistics; no weights are read for it.
 
         Raises:
             BadInput: the weights or the builder cannot be read.
@@ -145,11 +151,7 @@ class Checkpoint:
             return vision_parameters(str(self.builder), self.arguments)
         else:
             tensors = _tensors(self.open().module)
-        return sum(
-            tensor.numel()
-            for name, tensor in tensors.items()
-            if tensor.is_floating_point() and not name.endswith(_RUNNING_STATISTICS)
-        )
+        return parameter_count(tensors)
 
     def _build(self) -> tuple[nn.Module, Prepare | None]:
         builder = self.builder

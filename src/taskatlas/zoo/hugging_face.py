@@ -20,7 +20,7 @@ from torch import nn
 
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.zoo.builders import some
-from taskatlas.zoo.weights import FOLDER_FILES, files_digest, first_line, tensor_shapes
+from taskatlas.zoo.weights import FOLDER_FILES, files_digest, first_line, parameter_count, tensor_shapes
 
 _TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -103,7 +103,7 @@ def hub_parameters(model_id: str) -> int:
     commit = hub_commit(model_id)
     cached = hub.try_to_load_from_cache(model_id, "config.json", revision=commit)
     if isinstance(cached, str) and any((Path(cached).parent / name).is_file() for name in FOLDER_FILES):
-        return sum(t.numel() for t in tensor_shapes(Path(cached).parent).values() if t.is_floating_point())
+        return parameter_count(tensor_shapes(Path(cached).parent))
     try:
         counts: Mapping[str, int] = hub.get_safetensors_metadata(model_id, revision=commit).parameter_count
     except Exception as error:

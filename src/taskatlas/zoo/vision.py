@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.store import digest
 from taskatlas.zoo.builders import Prepare
-from taskatlas.zoo.weights import first_line
+from taskatlas.zoo.weights import first_line, parameter_count
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -76,7 +76,7 @@ def vision_parameters(builder: str, arguments: Mapping[str, Any]) -> int:
     """
     with torch.device("meta"):
         module, _ = build_vision(builder, arguments, published=False)
-    return sum(value.numel() for value in module.state_dict().values() if value.is_floating_point())
+    return parameter_count(module.state_dict())
 
 
 def _build_timm(name: str, arguments: dict[str, Any], published: bool) -> tuple[nn.Module, Prepare | None]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from taskatlas.errors import BadInput
 from taskatlas.store import digest, file_digest
 
+_RUNNING_STATISTICS = ("running_mean", "running_var")  # as every normalisation layer calls them
 # The names that Hugging Face libraries give to the weights in a model folder, in the order in which they prefer them.
 FOLDER_FILES = (
     "model.safetensors",
@@ -161,6 +162,20 @@ def files_digest(place: Path, also: Iterable[Path] = ()) -> str:
     if place.is_file() and len(files) == 1:
         return digest(file_digest(files[0]))
     return digest({file.name: file_digest(file) for file in (*files, *also)})
+
+
+def parameter_count(tensors: Mapping[str, Tensor]) -> int:
+    """The number of elements of all floating-point tensors but the running statistics of normalisation layers.
+
+    Example:
+        >>> parameter_count(torch.nn.BatchNorm1d(3).state_dict())
+        6
+    """
+    return sum(
+        tensor.numel()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not name.endswith(_RUNNING_STATISTICS)
+    )
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
