@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from taskatlas.errors import BadInput
+from taskatlas.errors import BadInput, WorkFailed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +36,7 @@ def run_jobs(
 
     Raises:
         BadInput: the engine is not one.
+        WorkFailed: a worker died.
         Exception: whatever a job raised; jobs that have not started are cancelled.
 
     Example:
@@ -50,6 +51,11 @@ def run_jobs(
         try:
             for future in track(as_completed(futures), description, total=len(jobs)):
                 results[futures[future]] = future.result()
+        except BrokenExecutor as error:
+            raise WorkFailed(
+                f"a worker died while {description} ({error}). What was finished is kept: run again, with fewer "
+                "workers if memory ran out."
+            ) from error
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -138,7 +144,7 @@ def _thread_controller() -> ThreadpoolController:
 def _worker_count(engine: str, number: str) -> int:
     if not number:
         return os.cpu_count() or 1
-    if not number.isdigit() or int(number) == 0:
+    if not (number.isascii() and number.isdigit()) or int(number) == 0:
         raise BadInput(f"engine {engine!r} does not name a number of workers. Write, for example, processes:4.")
     return int(number)
 

@@ -29,6 +29,10 @@ import numpy as np
 from taskatlas.errors import BadInput, WorkFailed
 
 RECEIPT = "receipt.json"
+_STAGING = ".staging-"
+_UNWRITABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+)
 _ABANDONED_AFTER = 24 * 3600.0  # seconds after which an unfinished temporary folder belongs to a run that died
 
 
@@ -127,11 +131,14 @@ class Receipt:
         return f"Receipt({self.made_by}, {len(self.outputs)} files, {self.seconds:.1f} s, {self.digest[:12]})"
 
     def save(self, folder: Path) -> None:
-        """Adds this receipt to ``folder/receipt.json``, in place of an earlier one by the same maker."""
-        receipts = {receipt.made_by: receipt for receipt in load_receipts(folder)}
-        receipts[self.made_by] = self
+        """Adds this receipt to ``folder/receipt.json``, in place of an earlier one by the same maker.
+
+        Raises:
+            BadInput: the receipt that is there is damaged, or the folder cannot be written.
+        """
+        text = _receipts_text(folder, self)
         with atomic_write(folder / RECEIPT) as file:
-            file.write_text(json.dumps({name: asdict(receipt) for name, receipt in receipts.items()}, indent=1) + "\n")
+            file.write_text(text, encoding="utf-8")
 
     def verify(self, folder: Path) -> list[str]:
         """Problems found, each a sentence: an output that is gone or changed, a source that changed since."""
@@ -140,7 +147,7 @@ class Receipt:
             path = folder / name
             if not path.is_file():
                 problems.append(f"{path} is missing, but {self.made_by} wrote it")
-            elif file_digest(path) != expected:
+            elif _plain_digest(path) != expected:  # the remembered digest would miss an edit that keeps the time stamp
                 problems.append(f"{path} changed after {self.made_by} wrote it")
         for name, expected in self.sources.items():
             if Path(name).is_file() and file_digest(Path(name)) != expected:
@@ -158,9 +165,12 @@ def load_receipts(folder: Path) -> list[Receipt]:
     if not path.is_file():
         return []
     try:
-        return [Receipt(**fields) for fields in json.loads(path.read_text(encoding="utf-8")).values()]
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+        receipts = [Receipt(**fields) for fields in json.loads(path.read_text(encoding="utf-8")).values()]
+        for receipt in receipts:
+            _check_types(receipt)
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise BadInput(f"{path} is not a taskatlas receipt ({error}). Delete it and make the results again.") from error
+    return receipts
 
 
 def check_receipts(root: Path) -> tuple[int, list[str]]:
@@ -208,28 +218,30 @@ def output_folder(
     started = time.perf_counter() if started is None else started
     with _told_as_bad_input(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
+        _remove_abandoned(folder, _STAGING)
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
         try:
             yield staging
             files = sorted(path for path in staging.rglob("*") if path.is_file())
-            outputs = {str(path.relative_to(staging)): _plain_digest(path) for path in files}
+            receipt = Receipt(
+                made_by=made_by,
+                inputs=dict(inputs),
+                settings=dict(settings),
+                outputs={str(path.relative_to(staging)): _plain_digest(path) for path in files},
+                sources={str(path.resolve()): file_digest(path) for path in sources},
+                versions=_versions(),
+                seed=seed,
+                seconds=round(time.perf_counter() - started, 3),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            _receipts_text(folder, receipt)  # whatever could refuse the receipt does so before a file moves
             for path in files:
                 place = folder / path.relative_to(staging)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    Receipt(
-        made_by=made_by,
-        inputs=dict(inputs),
-        settings=dict(settings),
-        outputs=outputs,
-        sources={str(path.resolve()): file_digest(path) for path in sources},
-        versions=_versions(),
-        seed=seed,
-        seconds=round(time.perf_counter() - started, 3),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    ).save(folder)
+        receipt.save(folder)
 
 
 @dataclass(frozen=True)
@@ -291,14 +303,14 @@ class Store:
 def _feed(update: Callable[[bytes], object], value: object) -> None:
     """Feeds a tagged encoding of ``value``; every variable-length part carries its length."""
     match value:
-        case None | bool():
-            _feed_bytes(update, b"c", repr(value).encode())
+        case None | bool() | np.bool_():
+            _feed_bytes(update, b"c", str(value).encode())
         case int() | np.integer():
             _feed_bytes(update, b"i", str(int(value)).encode())
         case float() | np.floating():
-            _feed_bytes(update, b"f", struct.pack("<d", float(value)))
+            _feed_bytes(update, b"f", struct.pack("<d", float(value) + 0.0))  # -0.0 is 0.0
         case str() | Path():
-            _feed_bytes(update, b"s", str(value).encode())
+            _feed_bytes(update, b"s", str(value).encode(errors="surrogateescape"))
         case bytes():
             _feed_bytes(update, b"b", value)
         case np.ndarray():
@@ -327,6 +339,24 @@ def _feed_bytes(update: Callable[[bytes], object], tag: bytes, content: bytes) -
     update(content)
 
 
+def _receipts_text(folder: Path, latest: Receipt) -> str:
+    """What ``receipt.json`` says once ``latest`` is in it."""
+    receipts = {receipt.made_by: receipt for receipt in load_receipts(folder)} | {latest.made_by: latest}
+    return json.dumps({name: asdict(receipt) for name, receipt in receipts.items()}, indent=1) + "\n"
+
+
+def _check_types(receipt: Receipt) -> None:
+    """Refuses a receipt that someone else wrote: other types, or files outside its folder."""
+    if not isinstance(receipt.made_by, str) or not isinstance(receipt.settings, Mapping):
+        raise TypeError("made_by or settings are of another type")
+    for digests in (receipt.inputs, receipt.outputs, receipt.sources):
+        if not isinstance(digests, Mapping) or not all(isinstance(value, str) for value in digests.values()):
+            raise TypeError("digests are not given by name")
+    outside = [name for name in receipt.outputs if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise ValueError(f"{outside[0]} lies outside the folder")
+
+
 @contextmanager
 def _told_as_bad_input(place: Path) -> Iterator[None]:
     """Turns a failure of the file system into a sentence; other errors pass."""
@@ -339,7 +369,7 @@ def _told_as_bad_input(place: Path) -> Iterator[None]:
             raise BadInput(
                 f"no space left to write {place}; what was there is untouched. Free some space or choose another place."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in _UNWRITABLE:
             raise BadInput(f"cannot write {place}: {error.strerror}. Choose another place.") from error
         raise
 

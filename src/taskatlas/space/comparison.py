@@ -88,6 +88,8 @@ def probe_growth(
     Raises:
         BadInput: sizes out of range, or a covariance that is singular (too few samples, duplicates).
     """
+    if not features:
+        raise BadInput("there are no features to compare; give at least one checkpoint's.")
     check_same_samples(features)
     features = sorted(features, key=lambda one: one.checkpoint)
     n = features[0].values.shape[0]

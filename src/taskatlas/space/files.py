@@ -1,7 +1,7 @@
 """The room's results as a folder: what ``map``, ``select`` and ``transfer`` leave behind."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from taskatlas.space.task_space import TaskSpace
 from taskatlas.space.transfer import Transfer, load_transfers, save_transfers
 from taskatlas.store import output_folder
 from taskatlas.zoo import Zoo
+from taskatlas.zoo.weights import weights_files
 
 SPACE, SELECTION, TRANSFER = "space.npz", "selection.json", "transfer.json"
 
@@ -25,6 +26,8 @@ def open_space(path: Path, names: Path | None = None) -> TaskSpace:
     """
     if not path.exists():
         raise BadInput(f"there is no {path}. Give a folder or space.npz that `taskatlas map` wrote, or a matrix.")
+    if path.is_dir() and not (path / SPACE).is_file():
+        raise BadInput(f"{path} holds no {SPACE}. Run `taskatlas map ZOO --probe PROBE --out {path}` first.")
     if path.is_dir():
         path = path / SPACE
     return TaskSpace.load(path) if path.suffix == ".npz" else TaskSpace.from_matrix(path, names)
@@ -38,17 +41,30 @@ def known_space(folder: Path) -> TaskSpace | None:
 
 
 def write_space(
-    space: TaskSpace, folder: Path, *, zoo: Zoo, probe: Probe, settings: Mapping[str, Any], seed: int, started: float
+    space: TaskSpace,
+    folder: Path,
+    *,
+    zoo: Zoo,
+    probe: Probe,
+    settings: Mapping[str, Any],
+    seed: int,
+    started: float | None = None,
+    sources: Iterable[Path] = (),
 ) -> Path:
     """Writes the space, its covariance as CSV, its picture and a receipt; returns the path of the space.
 
-    ``started`` is ``time.perf_counter()`` when the work began, here as in the other writers.
+    For the receipt, here as in the other writers: ``started`` is ``time.perf_counter()`` when the work began, and
+    ``sources`` are what was read beside the zoo's weights. Those that are files are remembered, so that ``check``
+    notices when they change.
 
     Raises:
         BadInput: the folder cannot be written.
     """
     inputs = {"zoo": zoo.digest, "probe": probe.digest}
-    with output_folder(folder, "map", inputs=inputs, settings=settings, seed=seed, started=started) as staging:
+    read = [*_weights_of(zoo), *_files(sources)]
+    with output_folder(
+        folder, "map", inputs=inputs, settings=settings, sources=read, seed=seed, started=started
+    ) as staging:
         space.save(staging / SPACE)
         with (staging / "covariance.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
@@ -60,14 +76,22 @@ def write_space(
     return folder / SPACE
 
 
-def write_selection(selection: Selection, folder: Path, *, space: TaskSpace, started: float) -> Path:
+def write_selection(
+    selection: Selection,
+    folder: Path,
+    *,
+    space: TaskSpace,
+    started: float | None = None,
+    sources: Iterable[Path] = (),
+) -> Path:
     """Writes the selection, its picture and a receipt; returns the path of the selection.
 
     Raises:
         BadInput: the folder cannot be written.
     """
     settings = {"method": selection.method, "picked": list(selection.names)}
-    with output_folder(folder, "select", inputs={"space": space.digest}, settings=settings, started=started) as staging:
+    inputs, read = {"space": space.digest}, _files(sources)
+    with output_folder(folder, "select", inputs=inputs, settings=settings, sources=read, started=started) as staging:
         selection.save(staging / SELECTION)
         if selection.steps:
             _save_picture(selection.plot(), staging / "selection.png")
@@ -82,7 +106,8 @@ def write_transfers(
     probes: Sequence[Probe],
     settings: Mapping[str, Any],
     seed: int,
-    started: float,
+    started: float | None = None,
+    sources: Iterable[Path] = (),
 ) -> Path:
     """Writes the scores over the number of picks, their picture and a receipt; returns the path of the scores.
 
@@ -92,7 +117,10 @@ def write_transfers(
     from taskatlas.space.drawing import draw_transfer
 
     inputs = {"zoo": zoo.digest, "train": probes[0].digest, "test": probes[1].digest}
-    with output_folder(folder, "transfer", inputs=inputs, settings=settings, seed=seed, started=started) as staging:
+    read = [*_weights_of(zoo), *_files(sources)]
+    with output_folder(
+        folder, "transfer", inputs=inputs, settings=settings, sources=read, seed=seed, started=started
+    ) as staging:
         save_transfers(transfers, staging / TRANSFER)
         _save_picture(draw_transfer(transfers), staging / "transfer.png")
     return folder / TRANSFER
@@ -114,19 +142,33 @@ def read_numbers(path: Path) -> dict[str, float]:
         BadInput: the file cannot be read or a line is not of that form; says which.
     """
     try:
-        rows = [row for row in csv.reader(path.read_text(encoding="utf-8").splitlines()) if row]
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"cannot read {path} ({error}). Give a CSV of name,number.") from error
     numbers: dict[str, float] = {}
-    for position, row in enumerate(rows):
+    for line, row in enumerate(rows, start=1):
+        if not row:
+            continue
         try:
             name, number = row
-            numbers[name.strip()] = float(number)
+            value = float(number)
         except ValueError as error:
-            if position == 0 and len(row) == 2:
+            if line == 1 and len(row) == 2:
                 continue
-            raise BadInput(f"line {position + 1} of {path} is {','.join(row)!r}; write name,number.") from error
+            raise BadInput(f"line {line} of {path} is {','.join(row)!r}; write name,number.") from error
+        if name.strip() in numbers:
+            raise BadInput(f"line {line} of {path} names {name.strip()!r} again. Give every name one line.")
+        numbers[name.strip()] = value
     return numbers
+
+
+def _weights_of(zoo: Zoo) -> list[Path]:
+    places = [checkpoint.weights for checkpoint in zoo.values()]
+    return [file for place in places if isinstance(place, Path) for file in weights_files(place)]
+
+
+def _files(sources: Iterable[Path]) -> list[Path]:
+    return [path for path in sources if path.is_file()]
 
 
 def _save_picture(ax: Any, path: Path) -> None:

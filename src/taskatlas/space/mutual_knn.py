@@ -44,9 +44,7 @@ def mutual_knn_matrix(
     n = centred[0].shape[0]
     if n <= k:
         raise BadInput(f"{k} neighbours need more than {k} samples; the probe has {n}.")
-    chosen = np.stack(
-        [(_neighbours(replace(x, dtype=np.dtype(np.float64)), k) + n * np.arange(n)[:, None]).ravel() for x in centred]
-    )
+    chosen = np.stack([(_neighbours(x, k) + n * np.arange(n)[:, None]).ravel() for x in centred])
     indicators = csr_array(
         (np.ones(chosen.size), np.sort(chosen, axis=1).ravel(), np.arange(0, chosen.size + 1, n * k)),
         shape=(len(centred), n * n),
@@ -57,7 +55,8 @@ def mutual_knn_matrix(
 def _neighbours(values: Centred, k: int) -> np.ndarray:
     """(n, k) positions of each sample's nearest others, in float64, first come first served among equals."""
     n = values.shape[0]
-    everything = values[slice(0, n)] * np.sqrt(n)  # squared norms of one on average
+    exact = replace(values, dtype=np.dtype(np.float64))
+    everything = exact[slice(0, n)] * np.sqrt(n)  # squared norms are one on average
     norms = np.square(everything).sum(axis=1)
     nearest = np.empty((n, k), dtype=np.int64)
     for start in range(0, n, _BLOCK):

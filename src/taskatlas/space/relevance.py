@@ -176,6 +176,13 @@ def _max_evidence(
     """
     from scipy.optimize import minimize_scalar
 
+    largest = float(squared.max(initial=0.0))
+    reached = squared > 1e-20 * largest
+    outside += float(projected[~reached].sum())
+    squared, projected = squared[reached] / (largest or 1.0), projected[reached]
+    if len(squared) < n and outside <= 1e-12 * (outside + float(projected.sum())):
+        return np.inf
+
     def negative(log_ratio: float) -> float:
         spread = 1 + np.exp(log_ratio) * squared
         variance = (float((projected / spread).sum()) + outside) / n
@@ -183,8 +190,7 @@ def _max_evidence(
             return -np.inf
         return 0.5 * (n * (np.log(2 * np.pi * variance) + 1) + float(np.log(spread).sum()))
 
-    middle = -np.log(max(float(squared.max(initial=0.0)), 1e-300))
-    grid = np.linspace(middle - 30, middle + 45, _GRID)
+    grid = np.linspace(-30, 45, _GRID)
     heights = [negative(point) for point in grid]
     best = int(np.argmin(heights))
     bounds = (grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)])

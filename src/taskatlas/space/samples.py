@@ -86,7 +86,7 @@ class Centred:
         return ((block - self.mean) * self.scale).astype(self.dtype, copy=False)
 
 
-def centre(values: Samples, name: str = "features") -> Centred:
+def centre(values: Samples, name: str = "one matrix") -> Centred:
     """Centres the columns of ``values`` (samples, features), reading it twice and copying one block at a time.
 
     Raises:

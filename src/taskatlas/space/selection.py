@@ -15,20 +15,17 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import cho_factor, cho_solve
 
 from taskatlas.errors import BadInput
+from taskatlas.space.objectives import Method, make_objective
 from taskatlas.space.task_space import TaskSpace
 from taskatlas.store import atomic_write, digest
 
-Method = Literal["mutual_information", "coverage", "entropy", "facility_location"]
-
 _DUPLICATE = 1 - 1e-6  # a covariance this close to 1 leaves nothing but rounding between two tasks
-_SMALLEST_EIGENVALUE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,25 @@ class Selection:
         """
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            steps = tuple(Step(**step) for step in fields.pop("steps"))
-            names, start = tuple(fields.pop("names")), tuple(fields.pop("start"))
-            return cls(names=names, steps=steps, start=start, **fields)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return cls(
+                names=_strings(fields["names"]),
+                steps=tuple(
+                    Step(
+                        picked=str(step["picked"]),
+                        gain=float(step["gain"]),
+                        total=float(step["total"]),
+                        runner_up=None if step["runner_up"] is None else str(step["runner_up"]),
+                        margin=None if step["margin"] is None else float(step["margin"]),
+                    )
+                    for step in fields["steps"]
+                ),
+                start=_strings(fields["start"]),
+                start_total=float(fields["start_total"]),
+                left_out={name: str(reason) for name, reason in fields["left_out"].items()},
+                method=str(fields["method"]),
+                space=str(fields["space"]),
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise BadInput(
                 f"{path} holds no selection ({error}). Give a file that `taskatlas select` wrote."
             ) from error
@@ -135,8 +147,8 @@ def select(
         Names in order with the gain, the running total, the runner-up and the margin of each step.
 
     Raises:
-        BadInput: an unknown name, k out of range, costs that are not positive, an option the method has no use for, or
-            a covariance that is not positive definite.
+        BadInput: an unknown name, k out of range, costs that are not positive, a budget that fits nothing, an option
+            the method has no use for, or a covariance that is not positive definite.
 
     Example:
         >>> space = TaskSpace(("a", "b", "c"), np.array([[1, 0.8, 0.1], [0.8, 1, 0.3], [0.1, 0.3, 1]]))
@@ -150,11 +162,11 @@ def select(
     start_positions = _positions(names, start, "start")
     excluded = set(_positions(names, list(exclude), "exclude"))
     prices = _prices(names, cost)
-    _check_request(names, k, start, stop_at_peak, budget, cost, method)
+    _check_request(names, k, start, exclude, stop_at_peak, budget, cost, method)
     importance = _importance(names, weights, method)
 
     kept, left_out = _without_duplicates(names, covariance, start_positions, excluded)
-    available = len(set(kept) - (excluded - set(start_positions)))
+    available = len(set(kept) - excluded)
     if k is not None and k > available:
         raise BadInput(f"k is {k}, but only {available} distinct checkpoints may be picked. Ask for fewer.")
     if weights is not None or method == "facility_location":
@@ -164,7 +176,7 @@ def select(
     position_of = {old: new for new, old in enumerate(kept)}
     covariance = covariance[np.ix_(kept, kept)]
 
-    objective = _objective(method, covariance, importance)
+    objective = make_objective(method, covariance, importance)
     spent = 0.0
     candidates = set(range(len(kept))) - {position_of[i] for i in excluded if i in position_of}
     for position in (position_of[i] for i in start_positions):
@@ -234,126 +246,10 @@ def pick_probabilities(space: TaskSpace, k: int, *, method: Method = "mutual_inf
     return dict(sorted(share.items(), key=lambda item: (-item[1], item[0])))
 
 
-class _Conditional:
-    """The diagonal of a matrix's Schur complement as positions are eliminated, by a partial Cholesky factor.
-
-    Of a covariance, that is var(v | picked); of its inverse, 1 / var(v | all others that are left).
-    """
-
-    def __init__(self, matrix: Float[np.ndarray, "m m"]) -> None:
-        self._matrix = matrix
-        self._rows = np.empty((0, len(matrix)))
-        self.diagonal = np.diagonal(matrix).copy()
-
-    def eliminate(self, y: int) -> None:
-        row = (self._matrix[y] - self._rows[:, y] @ self._rows) / np.sqrt(self.diagonal[y])
-        self._rows = np.vstack([self._rows, row])
-        self.diagonal = np.maximum(self.diagonal - row**2, np.finfo(float).tiny)
-        self.diagonal[y] = 1.0  # of no more meaning; kept harmless
-
-
-class _MutualInformation:
-    """I(A; V∖A)."""
-
-    def __init__(self, covariance: Float[np.ndarray, "m m"], precision: Float[np.ndarray, "m m"]) -> None:
-        self._given_picks = _Conditional(covariance)
-        self._given_rest = _Conditional(precision)
-        self._open = np.ones(len(covariance), dtype=bool)
-        self.total = 0.0
-
-    def gains(self) -> Float[np.ndarray, " m"]:
-        ratio = self._given_picks.diagonal * self._given_rest.diagonal
-        return np.where(self._open, 0.5 * np.log(ratio), -np.inf)
-
-    def pick(self, y: int) -> None:
-        self.total += self.gains()[y]
-        self._given_picks.eliminate(y)
-        self._given_rest.eliminate(y)
-        self._open[y] = False
-
-
-class _Coverage:
-    """Σ_{v∉A} w_v ½ ln(var(v) / var(v | A))."""
-
-    def __init__(self, covariance: Float[np.ndarray, "m m"], importance: Float[np.ndarray, " m"]) -> None:
-        self._prior = np.diagonal(covariance).copy()
-        self._conditional = covariance.copy()
-        self._importance = importance
-        self._open = np.ones(len(covariance), dtype=bool)
-        self.total = 0.0
-
-    def gains(self) -> Float[np.ndarray, " m"]:
-        variance = np.diagonal(self._conditional)
-        explained = self._conditional**2 / variance[:, None]  # row y: what picking y takes from each variance
-        after = np.maximum(variance - explained, np.finfo(float).tiny)
-        np.fill_diagonal(after, 1.0)
-        reached = self._importance * 0.5 * (np.log(self._prior) - np.log(after))
-        reached[:, ~self._open] = 0.0
-        np.fill_diagonal(reached, 0.0)
-        gains = reached.sum(axis=1) - self.total
-        gains[~self._open] = -np.inf
-        return gains
-
-    def pick(self, y: int) -> None:
-        self.total += self.gains()[y]
-        column = self._conditional[:, y].copy()
-        variance = column[y]
-        self._conditional -= np.outer(column, column / variance)
-        self._open[y] = False
-        picked = ~self._open  # picked tasks keep a variance of one, so that no later step divides by rounding noise
-        self._conditional[picked] = 0.0
-        self._conditional[:, picked] = 0.0
-        self._conditional[picked, picked] = 1.0
-
-
-class _Entropy:
-    """H(A); each step adds ½ ln(2πe var(y | A))."""
-
-    def __init__(self, covariance: Float[np.ndarray, "m m"]) -> None:
-        self._given_picks = _Conditional(covariance)
-        self._open = np.ones(len(covariance), dtype=bool)
-        self.total = 0.0
-
-    def gains(self) -> Float[np.ndarray, " m"]:
-        return np.where(self._open, 0.5 * np.log(2 * np.pi * np.e * self._given_picks.diagonal), -np.inf)
-
-    def pick(self, y: int) -> None:
-        self.total += self.gains()[y]
-        self._given_picks.eliminate(y)
-        self._open[y] = False
-
-
-class _FacilityLocation:
-    """Σ_v w_v max_{a∈A} Σ_va, with nothing covered at the start (negative covariances cover nothing)."""
-
-    def __init__(self, covariance: Float[np.ndarray, "m m"], importance: Float[np.ndarray, " m"]) -> None:
-        self._covariance = covariance
-        self._importance = importance
-        self._covered = np.zeros(len(covariance))
-        self.total = 0.0
-
-    def gains(self) -> Float[np.ndarray, " m"]:
-        return np.maximum(self._covariance - self._covered, 0.0) @ self._importance
-
-    def pick(self, y: int) -> None:
-        self.total += self.gains()[y]
-        self._covered = np.maximum(self._covered, self._covariance[y])
-
-
-_Objective = _MutualInformation | _Coverage | _Entropy | _FacilityLocation
-
-
-def _objective(
-    method: Method,
-    covariance: Float[np.ndarray, "m m"],
-    importance: Float[np.ndarray, " m"],
-) -> _Objective:
-    if method == "facility_location":
-        return _FacilityLocation(covariance, importance)
-    precision = _inverse(covariance)  # whatever the method, a covariance that is not positive definite is refused
-    if method == "mutual_information":
-        return _MutualInformation(covariance, precision)
-    return _Coverage(covariance, importance) if method == "coverage" else _Entropy(covariance)
+def _strings(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError("names must be a list of strings")
+    return tuple(value)
 
 
 def _first_best(scores: Mapping[int, float]) -> int:
@@ -420,6 +316,7 @@ def _check_request(
     names: Sequence[str],
     k: int | None,
     start: Sequence[str],
+    exclude: Collection[str],
     stop_at_peak: bool,
     budget: float | None,
     cost: Mapping[str, float] | None,
@@ -433,8 +330,15 @@ def _check_request(
         raise BadInput(f"k is {k}, but the task space holds {len(names)} checkpoints. Choose k from 1 to {len(names)}.")
     if k is not None and k < len(start):
         raise BadInput(f"k is {k}, but {len(start)} checkpoints are picked by start already. Choose a larger k.")
-    if budget is not None and cost is None:
-        raise BadInput("a budget needs costs. Give cost={name: price}.")
+    contradicted = [name for name in start if name in exclude]
+    if contradicted:
+        raise BadInput(f"{contradicted[0]!r} is both in start and in exclude. Drop it from one of them.")
+    if budget is not None:
+        if cost is None:
+            raise BadInput("a budget needs costs. Give cost={name: price}.")
+        cheapest = min((cost[name] for name in names if name not in exclude), default=0.0)
+        if not start and not budget >= cheapest:
+            raise BadInput(f"the budget is {budget}, but the cheapest checkpoint costs {cheapest:g}. Raise it.")
     if stop_at_peak and method != "mutual_information":
         raise BadInput(f"{method} has no peak to stop at; only mutual information has. Give k.")
 
@@ -460,20 +364,3 @@ def _without_duplicates(
         raise BadInput(f"start holds {names[stand_in[i]]!r} and {names[i]!r}, which are the same task. Drop one.")
     kept = [i for i in range(len(names)) if i not in stand_in]
     return kept, {names[i]: f"duplicate of {names[j]}" for i, j in sorted(stand_in.items())}
-
-
-def _inverse(covariance: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
-    """The precision matrix; a covariance that is not safely positive definite is refused."""
-    try:
-        inverse = cho_solve(cho_factor(covariance, lower=True), np.eye(len(covariance)))
-    except np.linalg.LinAlgError:
-        inverse = np.full_like(covariance, np.inf)
-    # Cholesky may pass on rounding alone; the trace of the inverse bounds the smallest eigenvalue from below.
-    if not 1 / np.trace(inverse) > _SMALLEST_EIGENVALUE:
-        smallest = float(np.linalg.eigvalsh(covariance)[0])
-        if smallest < _SMALLEST_EIGENVALUE:
-            raise BadInput(
-                f"the covariance is not positive definite: its smallest eigenvalue is {smallest:.3g}. Map with more "
-                f"samples, or add noise of at least {max(1e-6, 2 * abs(smallest)):.1g} (noise=, --noise)."
-            )
-    return np.asarray(inverse)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import comb
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -125,7 +125,13 @@ def transfer(
     others = dict(others or {})
     for label, chosen in others.items():
         _check_names(zoo, chosen, label)
+    if n_random < 1:
+        raise BadInput(f"n_random is {n_random}; compare with at least one random selection.")
+    if metric not in get_args(Metric):
+        raise BadInput(f"there is no metric {metric!r}. Choose accuracy or macro_f1.")
     y_train, y_test = _labels(train, "train"), _labels(test, "test")
+    if len(np.unique(y_train)) < 2:
+        raise BadInput("all training samples have one label; a head needs at least two classes.")
     unseen = sorted(set(y_test.tolist()) - set(y_train.tolist()))
     if unseen:
         raise BadInput(f"class {unseen[0]!r} is in the test samples and not in the training samples. Split again.")
@@ -188,8 +194,9 @@ def random_selections(names: Sequence[str], k: int, count: int, seed: int) -> li
     """
     from itertools import combinations
 
+    names = sorted(names)
     if comb(len(names), k) <= count:
-        return list(combinations(sorted(names), k))
+        return list(combinations(names, k))
     draw = np.random.default_rng(seed)
     found: dict[tuple[str, ...], None] = {}
     while len(found) < count:
@@ -212,24 +219,28 @@ def load_transfers(path: Path) -> tuple[Transfer, ...]:
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list) or not entries:
+            raise ValueError("it is no list of scores")
         return tuple(
             Transfer(
-                names=tuple(fields["names"]),
+                names=tuple(str(name) for name in fields["names"]),
                 selected=float(fields["selected"]),
-                random=tuple(fields["random"]),
-                random_names=tuple(tuple(names) for names in fields["random_names"]),
-                others=dict(fields["others"]),
+                random=tuple(float(score) for score in fields["random"]),
+                random_names=tuple(tuple(str(name) for name in names) for names in fields["random_names"]),
+                others={str(label): float(score) for label, score in fields["others"].items()},
                 metric=str(fields["metric"]),
             )
             for fields in entries
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} holds no transfer ({error}). Give a file that `taskatlas transfer` wrote.") from error
 
 
 def _check_names(zoo: Zoo, names: Sequence[str], label: str) -> None:
     if not names:
         raise BadInput(f"{label} is empty; pick at least one checkpoint.")
+    if len(set(names)) < len(names):
+        raise BadInput(f"{label} names a checkpoint twice: {', '.join(names)}.")
     unknown = [name for name in names if name not in zoo]
     if unknown:
         raise BadInput(
