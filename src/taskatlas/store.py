@@ -234,14 +234,14 @@ def output_folder(
                 seconds=round(time.perf_counter() - started, 3),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
-            _receipts_text(folder, receipt)  # whatever could refuse the receipt does so before a file moves
-            for path in files:
+            # Whatever could refuse the receipt, a full disk too, does so before a file moves; then all is renaming.
+            (staging / RECEIPT).write_text(_receipts_text(folder, receipt), encoding="utf-8")
+            for path in [*files, staging / RECEIPT]:
                 place = folder / path.relative_to(staging)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        receipt.save(folder)
 
 
 @dataclass(frozen=True)

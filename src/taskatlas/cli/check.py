@@ -20,7 +20,7 @@ def check(folder: Path, *, common: Common = DEFAULTS) -> None:
     from taskatlas.store import check_receipts
 
     checked, failed = check_receipts(folder)
-    verdict = f"{checked} receipts checked, {len(failed)} problems"
+    verdict = f"receipts checked: {checked}, problems: {len(failed)}"
     emit(common, {"checked": checked, "failed": failed}, [*failed, verdict])
     if failed:
         sys.exit(1)

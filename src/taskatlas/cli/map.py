@@ -1,20 +1,21 @@
 """``taskatlas map``."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cyclopts import App
 
-from taskatlas.cli.options import DEFAULTS, Common, emit, table
+from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, emit, table
 
 app = App(
     name="map",
     help_epilogue="""Examples:
 
     taskatlas map zoo/ --probe photos/ --out atlas
-    taskatlas map zoo/zoo.yaml --probe lines.txt --kernel debiased_cka --bootstrap 100
-    taskatlas map runs/ --builder networks.py:build --probe images.parquet --limit 2000 --format json
+    taskatlas map zoo/zoo.yaml --probe lines.txt --bootstrap 100 --format json
+    taskatlas map runs/ --builder nets.py:build --probe images.parquet
 """,
 )
 
@@ -30,9 +31,9 @@ def map_zoo(
     pool: Literal["auto", "first", "last"] = "auto",
     words: Literal["first", "last", "mean"] = "mean",
     standardised: bool = False,
-    bootstrap: int = 0,
-    limit: int | None = None,
-    batch_size: int = 64,
+    bootstrap: NotNegative = 0,
+    limit: Positive | None = None,
+    batch_size: Positive = 64,
     common: Common = DEFAULTS,
 ) -> None:
     """Measure how a zoo's tasks relate: kernel, tree, heat map.
@@ -84,7 +85,14 @@ def map_zoo(
     )
     settings = {"kernel": space.kernel, "tap": tap, "pool": pool, "words": words, "bootstrap": bootstrap}
     path = write_space(
-        space, out, zoo=opened_zoo, probe=opened_probe, settings=settings, seed=common.seed, started=started
+        space,
+        out,
+        zoo=opened_zoo,
+        probe=opened_probe,
+        settings=settings,
+        seed=common.seed,
+        started=started,
+        sources=[Path(probe)],
     )
     document = {
         "names": space.names,
@@ -96,18 +104,16 @@ def map_zoo(
     if space.replicates is not None:
         low, high = space.interval()
         document |= {"interval": {"level": 0.95, "low": low, "high": high}}
-    emit(common, document, [*_closest(space), f"wrote {out}: space.npz, covariance.csv, space.png, receipt.json"])
+    relatives = _closest(space.names, space.covariance.tolist())
+    emit(common, document, [relatives, f"wrote {out}: space.npz, covariance.csv, space.png, receipt.json"])
 
 
-def _closest(space: "object") -> list[object]:
-    """A table of each checkpoint's nearest relative."""
-    from taskatlas.space import TaskSpace
-
-    assert isinstance(space, TaskSpace)
-    rows = []
-    for i, name in enumerate(space.names):
-        others = sorted((-space.covariance[i, j], other) for j, other in enumerate(space.names) if j != i)
-        mean = sum(-value for value, _ in others) / max(len(others), 1)
-        closest, covariance = (others[0][1], float(-others[0][0])) if others else (None, None)
-        rows.append([name, closest, covariance, float(mean)])
-    return [table(f"{len(space)} checkpoints", ["checkpoint", "closest", "covariance", "mean to all"], rows)]
+def _closest(names: Sequence[str], covariance: Sequence[Sequence[float]]) -> Any:
+    """A table of each checkpoint's nearest relative, the first by name where several are as near."""
+    rows: list[list[Any]] = []
+    for name, row in zip(names, covariance, strict=True):
+        others = {other: value for other, value in zip(names, row, strict=True) if other != name}
+        closest = min(others, key=lambda other: (-others[other], other), default=None)
+        mean = sum(others.values()) / len(others) if others else None
+        rows.append([name, closest, None if closest is None else others[closest], mean])
+    return table(f"{len(names)} checkpoints", ["checkpoint", "closest", "covariance", "mean to all"], rows)

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
+
+Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
 
 
 @Parameter(name="*")
@@ -21,7 +25,7 @@ class Common:
     out: Annotated[Path | None, Parameter(negative=())] = None
     """Folder for the result's files."""
 
-    seed: int = 0
+    seed: NotNegative = 0
     """Seed of everything random."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -58,6 +62,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for row in rows:
         made.add_row(*(escape(_cell(value)) for value in row))
     return made
+
+
+def split_names(names: str) -> list[str]:
+    """The names in a list separated by commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from taskatlas.cli.options import DEFAULTS, Common, emit, table
+from taskatlas.cli.options import DEFAULTS, Common, emit, split_names, table
 
 app = App(
     name="select",
@@ -14,7 +14,7 @@ app = App(
 
     taskatlas select atlas -k 5
     taskatlas select kernel.npy --names names.txt -k 5 --format json
-    taskatlas select atlas --stop-at-peak --start bert-base --exclude gpt2,gpt2-large --out atlas
+    taskatlas select atlas --stop-at-peak --exclude gpt2,gpt2-large --out atlas
 """,
 )
 
@@ -61,8 +61,8 @@ def select_checkpoints(
         opened,
         k,
         method=method,
-        start=_split(start),
-        exclude=_split(exclude),
+        start=split_names(start),
+        exclude=split_names(exclude),
         cost=None if cost is None else read_numbers(cost),
         budget=budget,
         weights=None if weights is None else read_numbers(weights),
@@ -71,7 +71,7 @@ def select_checkpoints(
     )
     files = [] if common.out is None else [f"wrote {common.out}: selection.json, selection.png, receipt.json"]
     if common.out is not None:
-        write_selection(selection, common.out, space=opened, started=started)
+        write_selection(selection, common.out, space=opened, started=started, sources=_sources(space, names))
     rows = [
         [position, step.picked, step.gain, step.total, step.runner_up, step.margin]
         for position, step in enumerate(selection.steps, start=len(selection.start) + 1)
@@ -94,5 +94,8 @@ def select_checkpoints(
     emit(common, document, [*(origin if selection.start else []), shown, *left_out, *files])
 
 
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
+def _sources(space: Path, names: Path | None) -> list[Path]:
+    from taskatlas.space.files import SPACE
+
+    given = [space / SPACE if space.is_dir() else space, names]
+    return [path for path in given if path is not None]

@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from taskatlas.cli.options import DEFAULTS, Common, emit, table
+from taskatlas.cli.options import DEFAULTS, Common, Positive, emit, split_names, table
 
 app = App(
     name="transfer",
     help_epilogue="""Examples:
 
-    taskatlas transfer zoo/ --selection atlas/selection.json --train train/ --test test/ --out atlas
-    taskatlas transfer zoo/ --pick bert-base,gpt2 --train train.conll --test test.conll --words first --format json
+    taskatlas transfer zoo/ --selection selection.json --train a/ --test b/
+    taskatlas transfer zoo/ --pick bert-base,gpt2 --train a.conll --test b.conll
 """,
 )
 
@@ -27,13 +27,13 @@ def transfer_zoo(
     selection: Path | None = None,
     pick: str = "",
     sizes: Annotated[str, Parameter(negative=())] = "",
-    random: int = 20,
+    random: Positive = 20,
     metric: Literal["accuracy", "macro_f1"] = "accuracy",
     builder: str | None = None,
     tap: str | None = None,
     pool: Literal["auto", "first", "last"] = "auto",
     words: Literal["first", "last", "mean"] = "mean",
-    batch_size: int = 64,
+    batch_size: Positive = 64,
     common: Common = DEFAULTS,
 ) -> None:
     """Say what a selection is worth on an unseen task, against random selections of the same size.
@@ -62,9 +62,10 @@ def transfer_zoo(
     from taskatlas.space.files import write_transfers
     from taskatlas.zoo import Zoo
 
-    if (selection is None) == (not pick):
+    given = split_names(pick)
+    if (selection is None) == (not given):
         raise BadInput("say what was picked: give either --selection FILE or --pick NAMES.")
-    names = Selection.load(selection).names if selection is not None else tuple(n.strip() for n in pick.split(","))
+    names = tuple(given) if selection is None else Selection.load(selection).names
     started = time.perf_counter()
     opened, probes = Zoo.open(zoo, builder=builder), (Probe.open(train), Probe.open(test))
     results = [
@@ -84,10 +85,18 @@ def transfer_zoo(
         )
         for size in _sizes(sizes, len(names))
     ]
+    files = [] if common.out is None else [f"wrote {common.out}: transfer.json, transfer.png, receipt.json"]
     if common.out is not None:
         settings = {"metric": metric, "tap": tap, "pool": pool, "words": words, "random": random}
         write_transfers(
-            results, common.out, zoo=opened, probes=probes, settings=settings, seed=common.seed, started=started
+            results,
+            common.out,
+            zoo=opened,
+            probes=probes,
+            settings=settings,
+            seed=common.seed,
+            started=started,
+            sources=[Path(path) for path in (train, test, selection) if path is not None],
         )
     summaries = [
         {
@@ -101,7 +110,7 @@ def transfer_zoo(
     rows = [[len(one.names), one.selected, one.band[1], one.band[0], one.band[2], one.beaten] for one in results]
     columns = ["picked", "selected", "random median", "5 %", "95 %", "share of random beaten"]
     document = summaries[-1] | {"metric": metric, "curve": summaries}
-    emit(common, document, [table(metric.replace("_", " "), columns, rows)])
+    emit(common, document, [table(metric.replace("_", " "), columns, rows), *files])
 
 
 def _sizes(sizes: str, most: int) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskatlas.errors import BadInput
-from taskatlas.store import Receipt, atomic_write, load_receipts
+from taskatlas.store import Receipt, load_receipts, output_folder
 
 PAGE = "atlas.html"
 
@@ -19,21 +19,26 @@ h1 { font-size: 1.9rem; margin: 0; } h2 { font-size: 1.3rem; margin: 2.8rem 0 .4
 p.lead, figcaption, footer { color: var(--quiet); }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 2px solid var(--line); } td { border-bottom: 1px solid var(--line); }
-th, td { padding: .3rem .8rem .3rem 0; } td.number, th.number { text-align: right; }
-figure { margin: 1rem 0; overflow-x: auto; } code { font-size: .9em; }
+th, td { padding: .3rem .8rem .3rem 0; }
+td { overflow-wrap: anywhere; } td.number { white-space: nowrap; } td.number, th.number { text-align: right; }
+.number + :not(.number) { padding-left: 1.6rem; }
+figure { margin: 1rem 0; overflow-x: auto; } figure > div { min-width: 760px; } code { font-size: .9em; }
 nav a { margin-right: 1.2rem; color: var(--accent); }
 """
+# The page is its reader's own: no button that would upload a figure.
+_FIGURE_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what there is to see in one or two sentences, figures, and a table."""
+    """A heading, what there is to see in one or two sentences, figures, and a table; and the file that it shows."""
 
     title: str
     text: str
     figures: Sequence[Any] = ()  # plotly figures
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
+    source: Path | None = None
 
 
 def write_report(folder: Path | str, out: Path | None = None) -> Path:
@@ -44,7 +49,7 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
         out: folder for the page; None takes ``folder``.
 
     Returns:
-        The path of ``atlas.html``.
+        The path of ``atlas.html``, which has a receipt of its own: ``check`` notices when a result changed since.
 
     Raises:
         BadInput: the folder is missing or holds nothing to report, or a result in it is damaged.
@@ -57,11 +62,14 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     sections = space_sections(folder)
     if not sections:
         raise BadInput(f"{folder} holds no results to report. Run `taskatlas map ZOO --out {folder}` first.")
-    receipts = load_receipts(folder)
-    path = (out or folder) / PAGE
-    with atomic_write(path) as file:
-        file.write_text(render_page(f"Atlas of {folder.resolve().name}", sections, receipts), encoding="utf-8")
-    return path
+    receipts = [one for one in load_receipts(folder) if one.made_by != "report"]
+    out = folder if out is None else out
+    sources = [one.source for one in sections if one.source is not None]
+    inputs = {one.made_by: one.digest for one in receipts}
+    with output_folder(out, "report", inputs=inputs, settings={}, sources=sources) as staging:
+        page = render_page(f"Atlas of {folder.resolve().name}", sections, receipts)
+        (staging / PAGE).write_text(page, encoding="utf-8")
+    return out / PAGE
 
 
 def render_page(title: str, sections: Sequence[Section], receipts: Sequence[Receipt]) -> str:
@@ -82,15 +90,20 @@ def render_page(title: str, sections: Sequence[Section], receipts: Sequence[Rece
 
 
 def _render_section(section: Section) -> str:
+    anchor = _anchor(section.title)
     figures = "".join(
-        f"<figure>{one.to_html(full_html=False, include_plotlyjs=False, config={'displaylogo': False})}</figure>"
-        for one in section.figures
+        f"<figure>{_render_figure(one, f'{anchor}-{number}')}</figure>" for number, one in enumerate(section.figures)
     )
     table = _render_table(section.columns, section.rows) if section.rows else ""
     return (
-        f'<section id="{_anchor(section.title)}"><h2>{escape(section.title)}</h2>'
+        f'<section id="{anchor}"><h2>{escape(section.title)}</h2>'
         f"<p>{escape(section.text)}</p>{figures}{table}</section>"
     )
+
+
+def _render_figure(figure: Any, name: str) -> str:
+    text: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=_FIGURE_CONFIG)
+    return text
 
 
 def _render_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -4,7 +4,7 @@ Mutual information and entropy are read off Schur complements (see ``selection``
 covariance; facility location the largest covariance to a pick.
 """
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,7 @@ Method = Literal["mutual_information", "coverage", "entropy", "facility_location
 _SMALLEST_EIGENVALUE = 1e-10
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A set of picks that grows, and what it is worth."""
 
