@@ -20,6 +20,7 @@ from taskatlas.space import map_features
 
 GOOD = "zoo/a.safetensors"
 BAD = "zoo/bad.safetensors"
+WRONG_TYPES = b'{"map": {"made_by": "map", "inputs": {}, "settings": {}, "outputs": 3, "seconds": "long"}}'
 
 
 def truncated():
@@ -369,7 +370,7 @@ def test_a_damaged_result_in_a_report(run, atlas, file, content):
     assert snapshot(atlas) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"map": {}}', b'{"map": 3}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"map": {}}', b'{"map": 3}', WRONG_TYPES, b"\xff"])
 def test_a_damaged_receipt(run, atlas, content):
     (atlas / "receipt.json").write_bytes(content)
     for command in ("check", "report"):
