@@ -92,7 +92,8 @@ def greedy_mutual_information(
     """Greedy max I(S; rest): k picks on top of `start` (Krause et al. 2008, algorithm 1).
 
     The gain is ln(var(y | A) / var(y | rest without y and A)) / 2, in nats. Excluded tasks are never picked and
-    stay in the rest. With `cost` the pick has the largest gain per cost; the gain returned is the gain itself.
+    stay in the rest. With `cost` the pick has the largest gain per cost, or where nothing gains the
+    smallest loss; the gain returned is the gain itself.
     """
 
     def gain(picked: list[int], y: int) -> float:
@@ -279,7 +280,9 @@ def _greedy(
     for _ in range(k):
         candidates = [y for y in range(m) if y not in picked and y not in exclude]
         gain_of = {y: gain(picked, y) for y in candidates}
-        score = gain_of if cost is None else {y: gain_of[y] / cost[y] for y in candidates}
+        # A loss is the same loss at any price, so prices count only while something can be gained.
+        priced = cost is not None and max(gain_of.values()) > 0
+        score = {y: gain_of[y] / cost[y] for y in candidates} if priced else gain_of
         best = max(score.values())
         pick = min(y for y in candidates if score[y] >= best - TIE)
         picked.append(pick)

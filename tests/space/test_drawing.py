@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_hex
 from tests.space.make import covariance, features, space_of
 
-from taskatlas.space import Transfer, probe_growth, select
+from taskatlas.space import TaskSpace, Transfer, probe_growth, select
 from taskatlas.space.drawing import draw_space, draw_transfer
 
 
@@ -174,3 +174,12 @@ def test_growth_shows_divergence_over_samples():
     assert {"median", "range of repeats", "if all tasks were unrelated"} == {
         text.get_text() for text in ax.get_legend().get_texts()
     }
+
+
+def test_names_are_drawn_as_they_are_and_long_ones_shortened(tmp_path):
+    names = ("a$^$", "b" * 60 + "end")
+    ax = TaskSpace(names, np.array([[1.0, 0.2], [0.2, 1.0]])).plot()
+    ax.figure.savefig(tmp_path / "space.png")
+    labels = {label.get_text() for label in ax.get_yticklabels()}
+    assert "a$^$" in labels
+    assert any("…" in label and label.endswith("end") and len(label) <= 48 for label in labels)

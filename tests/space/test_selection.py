@@ -493,3 +493,12 @@ def test_a_truncated_or_missing_selection_is_refused(tmp_path):
     for path in (tmp_path / "a.json", tmp_path / "none.json", tmp_path):
         with pytest.raises(BadInput, match="holds no selection"):
             Selection.load(path)
+
+
+def test_past_the_peak_the_smallest_loss_is_taken_whatever_it_costs():
+    covariance = np.array([[1.0, 0.6, 0.5], [0.6, 1.0, 0.4], [0.5, 0.4, 1.0]])
+    space = TaskSpace(("a", "b", "c"), covariance)
+    gains = {name: select(space, 2, start=["a"], exclude=[other]).steps[0].gain for name, other in ("bc", "cb")}
+    assert max(gains.values()) < 0
+    dear = dict.fromkeys("abc", 1.0) | {min(gains, key=gains.get): 1e9}
+    assert select(space, 2, start=["a"], cost=dear).names[1] == max(gains, key=gains.get)

@@ -26,9 +26,9 @@ from taskatlas.engine import single_threaded_products
 from taskatlas.errors import BadInput
 from taskatlas.space.samples import BLOCK, Centred, Samples, centre_all
 
-_TILE_BYTES = 20 * 2**20  # what one tile of all networks' Gram matrices may take, in each thread
+_TILE_BYTES = 10 * 2**20  # what one tile of all networks' Gram matrices may take, in each thread
 _LARGEST_TILE = 384
-_COLUMNS = 2**15  # entries of a tile that are converted to float64 at once
+_COLUMNS = 2**14  # entries of a tile that are converted to float64 at once
 _MEDIAN_SAMPLES = 2000
 
 Matrix = Float[np.ndarray, "n m"]
@@ -256,21 +256,28 @@ def _rbf_tile(centred: Sequence[Centred], gammas: Sequence[float], i: int, down:
 def _product_sums(centred: Sequence[Centred], rows: Sequence[int], columns: Sequence[int]) -> _GramSums:
     """The sums by ⟨XXᵀ, YYᵀ⟩ = ‖XᵀY‖²; centred features have row sums of zero. Pairs not asked for stay zero."""
     m, n = len(centred), centred[0].shape[0]
-    wanted = {(min(i, j), max(i, j)) for i in rows for j in columns} | {(i, i) for i in range(m)}
+    wanted = sorted({(min(i, j), max(i, j)) for i in rows for j in columns} | {(i, i) for i in range(m)})
     inner = np.zeros((m, m))
-    for i, j in sorted(wanted):
-        product = np.zeros((centred[i].shape[1], centred[j].shape[1]))
-        for start in range(0, n, BLOCK):
-            block = slice(start, min(start + BLOCK, n))
-            left = centred[i][block]
-            product += left.T @ (left if i == j else centred[j][block])
-        inner[i, j] = inner[j, i] = np.vdot(product, product)
+    with single_threaded_products() as threads, ThreadPoolExecutor(threads) as pool:
+        for (i, j), value in zip(wanted, pool.map(partial(_product_norm, centred), wanted), strict=True):
+            inner[i, j] = inner[j, i] = value
     diagonals = np.empty((m, n))
     for i, x in enumerate(centred):
         for start in range(0, n, BLOCK):
             block = slice(start, min(start + BLOCK, n))
             diagonals[i, block] = np.square(x[block], dtype=np.float64).sum(axis=1)
     return _GramSums(inner, np.zeros((m, n)), diagonals)
+
+
+def _product_norm(centred: Sequence[Centred], pair: tuple[int, int]) -> float:
+    """‖XᵀY‖² of one pair."""
+    first, second = (centred[position] for position in pair)
+    product = np.zeros((first.shape[1], second.shape[1]))
+    for start in range(0, first.shape[0], BLOCK):
+        block = slice(start, min(start + BLOCK, first.shape[0]))
+        left = first[block]
+        product += left.T @ (left if first is second else second[block])
+    return float(np.vdot(product, product))
 
 
 def _hsic(sums: _GramSums, debiased: bool) -> Matrix:

@@ -13,6 +13,7 @@ from taskatlas.space.transfer import Transfer
 _CLUSTER_DISTANCE = 0.9  # of Ward's linkage, where the paper's tree changes colour
 _CLUSTER_COLOURS = ("#1b6ca8", "#c8553d", "#3f7d20", "#7b4b94", "#b8860b", "#008080", "#a23b72", "#556b2f")
 _NEUTRAL = "#8a8a8a"
+_LONGEST_NAME = 48  # characters
 
 
 def draw_space(space: TaskSpace, ax: Any = None) -> Any:
@@ -50,10 +51,10 @@ def draw_space(space: TaskSpace, ax: Any = None) -> Any:
     map_ax.set_xticks([])
     map_ax.yaxis.tick_right()
     size = float(np.clip(300 / max(m, 1), 4.0, 9.0))
-    map_ax.set_yticks(range(m), [space.names[i] for i in leaves], fontsize=size)
+    map_ax.set_yticks(range(m), [_short(space.names[i]) for i in leaves], fontsize=size)
     map_ax.tick_params(length=0, pad=4)
     for label, leaf in zip(map_ax.get_yticklabels(), leaves, strict=True):
-        label.set_color(colours[leaf])
+        label.set(color=colours[leaf], parse_math=False)
     map_ax.spines[:].set_visible(False)
     height = map_ax.bbox.height or 1.0
     bar_ax = map_ax.inset_axes((0.0, -0.22 * ax.figure.dpi / height, 1.0, 0.11 * ax.figure.dpi / height))
@@ -74,7 +75,8 @@ def draw_selection(selection: Selection, ax: Any = None) -> Any:
     unit = "" if selection.method == "facility_location" else " (nats)"
     ax.bar(x, [step.gain for step in selection.steps], color="#c9d8e6", label="gain of the step")
     ax.plot(x, selection.totals, "o-", color="#1b6ca8", label="total")
-    ax.set_xticks(x, [step.picked for step in selection.steps], rotation=40, ha="right", fontsize=8)
+    names = [_short(step.picked) for step in selection.steps]
+    ax.set_xticks(x, names, rotation=40, ha="right", fontsize=8, parse_math=False)
     ax.set_ylabel(f"{selection.method.replace('_', ' ')}{unit}")
     ax.set_title("What each pick adds", loc="left", fontsize=12)
     ax.axhline(0, color="black", linewidth=0.6)
@@ -131,6 +133,11 @@ def draw_growth(growth: ProbeGrowth, ax: Any = None) -> Any:
     ax.legend(frameon=False, fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the picture: its beginning and its end."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 16]}…{name[-15:]}"
 
 
 def _kernel_label(kernel: str) -> str:

@@ -103,8 +103,8 @@ def map_features(
     function, kernel_name = find_kernel(kernel)
     if standardised:
         kernel_name += " of standardised features"
-    if bootstrap < 0:
-        raise BadInput(f"bootstrap is {bootstrap}; give the number of replicates, or 0 for none.")
+    if bootstrap < 0 or seed < 0:
+        raise BadInput(f"bootstrap is {bootstrap} and seed is {seed}; neither may be negative.")
     given = [one.checkpoint for one in features]
     features = sorted(features, key=lambda one: one.checkpoint)  # sums round alike whatever the order they came in
     values: list[Samples] = [standardise(one.values) if standardised else one.values for one in features]

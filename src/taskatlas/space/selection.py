@@ -136,7 +136,7 @@ def select(
             step, in nats) or ``facility_location`` (Σ_v w_v max_{a∈A} Σ_va).
         start: names that are picked already, in order.
         exclude: names that must not be picked; they still count among the tasks to be covered.
-        cost: name -> positive cost; the step with the largest gain per cost is taken.
+        cost: name -> positive cost; the step with the largest gain per cost is taken, or the smallest loss.
         budget: the most that all picks together may cost; candidates that no longer fit are passed over.
         weights: name -> importance of covering that task (missing names: 1), for ``coverage`` and
             ``facility_location``.
@@ -191,7 +191,9 @@ def select(
         if not affordable:
             break
         gains = objective.gains()
-        scores = {y: gains[y] / prices[kept[y]] for y in affordable}
+        rising = max(gains[y] for y in affordable) > 0
+        # Past the peak every gain is a loss, and a loss divided by a large cost would look small.
+        scores = {y: gains[y] / prices[kept[y]] if rising else gains[y] for y in affordable}
         best = _first_best(scores)
         if stop_at_peak and gains[best] <= 0:
             break

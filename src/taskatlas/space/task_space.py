@@ -42,7 +42,7 @@ class TaskSpace:
         if repeated:
             raise BadInput(f"two checkpoints are named {repeated[0]!r}. Give every checkpoint a name of its own.")
         check_covariance(self.covariance, self.names)
-        if self.replicates is not None and self.replicates.shape[1:] != (m, m):
+        if self.replicates is not None and (not len(self.replicates) or self.replicates.shape[1:] != (m, m)):
             raise BadInput(f"the replicates have shape {self.replicates.shape}, but there are {m} checkpoints.")
         if self.features and len(self.features) != m:
             raise BadInput(f"there are {len(self.features)} digests of features, but {m} checkpoints.")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from taskatlas.engine import Engine, run_jobs
+from taskatlas.engine import Engine, run_jobs, single_threaded_products
 from taskatlas.errors import BadInput
 from taskatlas.probe import Features, Probe, extract
 from taskatlas.probe.pooling import Pool, WordPool
@@ -175,7 +175,7 @@ def head_score(
     from sklearn.preprocessing import StandardScaler
 
     head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, tol=1e-3))
-    with warnings.catch_warnings():
+    with single_threaded_products(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 500 steps are far past any change of the score
         predicted = head.fit(x_train, y_train).predict(x_test)
     if metric == "accuracy":
