@@ -81,10 +81,9 @@ def cosines(
         )
     end = unit_roots(as_tensor(truth).to(roots.device, roots.dtype))
     theta = angles(torch.full_like(end, 1 / math.sqrt(classes)), end)
-    told = theta > 0  # where the truth knows no more than ignorance, every place is as near
-    if not bool(told.any()):
+    if not bool((theta > 0).any()):
         raise BadInput("this truth gives every class the same probability: there is no progress toward it.")
-    return from_ignorance[..., told], (roots * end).sum(-1)[..., told], theta[told]
+    return from_ignorance, (roots * end).sum(-1), theta
 
 
 def nearest(from_start: Tensor, from_end: Tensor, theta: Tensor) -> Tensor:
@@ -123,5 +122,7 @@ def _derivatives(from_start: Tensor, from_end: Tensor, theta: Tensor, place: Ten
     to_start, to_end = (1 - place[:, None]) * theta, place[:, None] * theta
     height = from_start * to_start.sin() + from_end * to_end.sin()
     change = from_start * to_start.cos() - from_end * to_end.cos()
-    tangent = change / height
+    tangent = change / torch.where(
+        theta > 0, height, 1.0
+    )  # where the truth knows nothing, θ is 0 and nothing is added
     return (theta * tangent).mean(-1), (theta.square() * (1 + tangent.square())).mean(-1)
