@@ -17,7 +17,7 @@ from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.paths.pairwise import CHUNK, check_pair, finished, floating, sample_slices, slabs
-from taskatlas.paths.simplex import Array, check_weights, like, unit_roots
+from taskatlas.paths.simplex import Array, Weights, check_weights, like, unit_roots
 
 FLOOR = 1e-6  # smallest coefficient: a sample on which two models never overlap counts -ln FLOOR = 13.8 nats
 _ROWS, _COLUMNS = 128, 512  # a tile of the matrix
@@ -26,16 +26,16 @@ _TILE = 400_000  # coefficients of one tile at a time: they stay in cache
 
 def bhattacharyya(
     probs: Real[Array, "models samples classes"],
-    others: Real[Array, "others samples classes"] | None = None,
+    others: Real[Array, "others _ _"] | None = None,
     *,
     floor: float = FLOOR,
-    weights: Real[Array, " samples"] | None = None,
+    weights: Weights | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "models second"]:
     """Pairwise Bhattacharyya distances in nats, averaged over samples.
 
     Symmetric and zero on itself; not a metric. From ignorance (1/C) to the truth (one-hot) it is ln(C)/2. Computed in
-    the precision of ``probs`` and summed in float64; beyond input and result, memory is bounded by four times ``chunk``.
+    the precision of ``probs`` and summed in float64; beyond input and result, memory is bounded by 4 ``chunk``.
 
     Args:
         probs: probabilities, rows on the simplex to 1e-4.
@@ -79,7 +79,7 @@ def bhattacharyya(
 
 def saturated_share(
     probs: Real[Array, "models samples classes"],
-    others: Real[Array, "others samples classes"] | None = None,
+    others: Real[Array, "others _ _"] | None = None,
     *,
     floor: float = FLOOR,
     chunk: int = CHUNK,
@@ -113,9 +113,7 @@ def _check_floor(floor: float) -> None:
 def _products_before_a_log(floor: float, dtype: torch.dtype) -> int:
     """How many coefficients, each at least ``floor``, a product holds without leaving the type's normal range."""
     most = int(math.log(torch.finfo(dtype).tiny) / math.log(floor))
-    return max(
-        1, min(most, 12)
-    )  # after a dozen the logarithm is cheap already, and a tile would outgrow the cache
+    return max(1, min(most, 12))  # after a dozen the logarithm is cheap already, and a tile would outgrow the cache
 
 
 def _overlaps(
@@ -127,8 +125,8 @@ def _overlaps(
     """
     buffer: Tensor | None = None
     for samples, first, second in slabs(probs, others, chunk, together):
-        left = unit_roots(first).transpose(0, 1).contiguous()
-        right = left if others is None else unit_roots(second).transpose(0, 1).contiguous()
+        left = unit_roots(first, first_sample=samples.start).transpose(0, 1).contiguous()
+        right = left if others is None else unit_roots(second, first_sample=samples.start).transpose(0, 1).contiguous()
         buffer = left.new_empty(max(_TILE, together * _ROWS * _COLUMNS)) if buffer is None else buffer
         for tile in _tiles(left.shape[1], right.shape[1], symmetric=others is None):
             a, b = left[:, tile[0]], right[:, tile[1]].transpose(1, 2)

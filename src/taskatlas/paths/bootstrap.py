@@ -64,9 +64,7 @@ def bootstrap(models: Any, fit: InPCA, resamples: int = 100, *, seed: int = 0) -
         (5, 6, 2)
     """
     if fit.metric == "precomputed":
-        raise BadInput(
-            "a bootstrap draws samples again, and precomputed distances hold none: fit the predictions."
-        )
+        raise BadInput("a bootstrap draws samples again, and precomputed distances hold none: fit the predictions.")
     found = as_predictions(models)
     count, samples, _ = sizes(found)
     if fit.embedding_.shape[0] != count:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -44,8 +44,8 @@ class Embedding:
         points, axes = coordinates.shape
         if len(runs) != points or len(steps) != points or axes > len(eigenvalues):
             raise BadInput(
-                f"an embedding of {points} points on {axes} axes needs a run and a step for each point and an eigenvalue "
-                f"for each axis, not {len(runs)}, {len(steps)} and {len(eigenvalues)}."
+                f"an embedding of {points} points on {axes} axes needs a run and a step for each point and an "
+                f"eigenvalue for each axis, not {len(runs)}, {len(steps)} and {len(eigenvalues)}."
             )
         for values in (coordinates, eigenvalues, steps):
             values.flags.writeable = False
@@ -98,7 +98,7 @@ class Embedding:
             )
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    def load(cls, path: Path | str) -> "Embedding":
         """Reads what ``save`` wrote.
 
         Raises:
@@ -155,9 +155,7 @@ class Embedding:
 
     def _label(self, ax: Any, letter: str, axis: int) -> None:
         time_like = self.signs[axis] < 0
-        label = (
-            f"axis {axis + 1} (λ = {self.eigenvalues[axis]:.3g}{', time-like' if time_like else ''}) [√nat]"
-        )
+        label = f"axis {axis + 1} (λ = {self.eigenvalues[axis]:.3g}{', time-like' if time_like else ''}) [√nat]"
         getattr(ax, f"set_{letter}label")(label, color="0.4" if time_like else "black")
         if time_like and letter in "xy" and ax.name != "3d":
             for side in ("bottom", "top") if letter == "x" else ("left", "right"):
@@ -175,8 +173,6 @@ def explained_stress(eigenvalues: Float[np.ndarray, " points"]) -> Float[np.ndar
         array([0.4, 1. ])
     """
     squares = np.square(eigenvalues / max(float(np.abs(eigenvalues).max(initial=0.0)), 1e-300))
-    left = squares[::-1].cumsum()[
-        ::-1
-    ]  # what lies beyond each axis, summed from the smallest: no 1 - 1 at the end
+    left = squares[::-1].cumsum()[::-1]  # what lies beyond each axis, summed from the smallest: no 1 - 1 at the end
     beyond = np.append(left[1:], 0.0)
     return 1 - np.sqrt(beyond / left[0]) if left[0] > 0 else np.ones_like(squares)

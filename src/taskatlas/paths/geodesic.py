@@ -13,8 +13,8 @@ from taskatlas.paths.simplex import Array, as_tensor, like, unit_roots
 
 def geodesic(
     start: Real[Array, "samples classes"],
-    end: Real[Array, "samples classes"],
-    t: float | Sequence[float] | Real[Array, " points"],
+    end: Real[Array, "_ _"],
+    t: float | int | Sequence[float | int] | Real[Tensor | np.ndarray, "*points"],
 ) -> Float[Array, "*points samples classes"]:
     """Points on the geodesic of the product of spheres from ``start`` (t = 0) to ``end`` (t = 1).
 
@@ -41,11 +41,10 @@ def geodesic(
     """
     if start.ndim != 2 or start.shape != end.shape:
         raise BadInput(
-            f"the ends of a geodesic have one shape (samples, classes), not {tuple(start.shape)} and {tuple(end.shape)}."
+            f"the ends of a geodesic have the shape (samples, classes), not {tuple(start.shape)} and "
+            f"{tuple(end.shape)}."
         )
-    place = torch.as_tensor(
-        np.asarray(t, dtype=np.float64) if not isinstance(t, Tensor) else t.detach()
-    ).double()
+    place = torch.as_tensor(np.asarray(t, dtype=np.float64) if not isinstance(t, Tensor) else t.detach()).double()
     if not bool(((place >= 0) & (place <= 1)).all()):
         raise BadInput("a place t on a geodesic lies between 0 (its start) and 1 (its end).")
     a, b = (unit_roots(as_tensor(end_point).double()) for end_point in (start, end))
@@ -65,6 +64,4 @@ def slerp_weights(theta: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     Written with sinc, for which θ = 0 is no exception.
     """
     whole = torch.sinc(theta / torch.pi)
-    return (1 - t) * torch.sinc((1 - t) * theta / torch.pi) / whole, t * torch.sinc(
-        t * theta / torch.pi
-    ) / whole
+    return (1 - t) * torch.sinc((1 - t) * theta / torch.pi) / whole, t * torch.sinc(t * theta / torch.pi) / whole

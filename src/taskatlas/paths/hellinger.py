@@ -4,14 +4,14 @@ import torch
 from jaxtyping import Float, Real
 
 from taskatlas.paths.pairwise import CHUNK, check_pair, finished, floating, slabs
-from taskatlas.paths.simplex import Array, check_weights, like, unit_roots
+from taskatlas.paths.simplex import Array, Weights, check_weights, like, unit_roots
 
 
 def hellinger(
     probs: Real[Array, "models samples classes"],
-    others: Real[Array, "others samples classes"] | None = None,
+    others: Real[Array, "others _ _"] | None = None,
     *,
-    weights: Real[Array, " samples"] | None = None,
+    weights: Weights | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "models second"]:
     """Pairwise squared Hellinger distance, averaged over samples.
@@ -39,8 +39,8 @@ def hellinger(
     scale = check_weights(weights, count, "samples").to(device)
     total = torch.zeros(rows, columns, dtype=torch.float64, device=device)
     for samples, first, second in slabs(probs, others, chunk):
-        left = unit_roots(first)
-        right = left if others is None else unit_roots(second)
+        left = unit_roots(first, first_sample=samples.start)
+        right = left if others is None else unit_roots(second, first_sample=samples.start)
         weighted = left * scale[samples, None].to(left.dtype)
         total += weighted.flatten(1) @ right.flatten(1).T
     return like(finished(1 - total, symmetric=others is None), probs)

@@ -27,9 +27,7 @@ def read_npz(path: Path, predictions: str | None = None, kind: Kind | None = Non
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise BadInput(
-                    f"{path} holds one bare array. Save it as an archive: np.savez(path, log_probs=array)."
-                )
+                raise BadInput(f"{path} holds one bare array. Save it as an archive: np.savez(path, log_probs=array).")
             return _run(path, {name: archive[name] for name in archive.files}, predictions, kind)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         if isinstance(error, BadInput):
@@ -86,24 +84,18 @@ def _run(path: Path, arrays: Mapping[str, Any], predictions: str | None, kind: K
     return {
         "log_probs": log_probs,
         "steps": np.asarray(arrays["steps"]) if "steps" in arrays else np.arange(len(source)),
-        "ids": _texts(np.asarray(arrays["ids"]))
-        if "ids" in arrays
-        else [str(row) for row in range(source.shape[1])],
+        "ids": _texts(np.asarray(arrays["ids"])) if "ids" in arrays else [str(row) for row in range(source.shape[1])],
         "labels": None if labels is None else np.asarray(labels),
     }
 
 
-def _log_probs(
-    values: Float[np.ndarray, "samples classes"], kind: Kind
-) -> Float[np.ndarray, "samples classes"]:
+def _log_probs(values: Float[np.ndarray, "samples classes"], kind: Kind) -> Float[np.ndarray, "samples classes"]:
     if kind == "log_probs":
         return values
     if kind == "logits":
         shifted = values - values.max(-1, keepdims=True)
         return np.subtract(shifted, np.log(np.exp(shifted).sum(-1, keepdims=True)))
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # what is no probability shows as NaN or a wrong sum later
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is no probability shows as NaN or a wrong sum later
         return np.log(values)
 
 

@@ -1,7 +1,7 @@
 """Distances that grow: a new snapshot costs one row, not a new matrix."""
 
-from typing import Protocol
-
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Real
@@ -10,18 +10,14 @@ from taskatlas.errors import BadInput
 from taskatlas.paths.bhattacharyya import bhattacharyya
 from taskatlas.paths.simplex import Array, as_tensor, like
 
-
-class Divergence(Protocol):
-    """Pairwise distances among models, or from models to others: (M, N, C) [, (K, N, C)] -> (M, M) or (M, K)."""
-
-    def __call__(self, probs: Array, others: Array | None = None, /) -> Array:
-        """The matrix of distances."""
+Divergence = Callable[..., Any]
+"""Distances among models, ``function(probs)``, or from models to others, ``function(probs, others)``."""
 
 
 def extend(
-    distances: Float[Array, "models models"],
+    distances: Float[Array, "old old"],
     probs: Real[Array, "models samples classes"],
-    new: Real[Array, "new samples classes"],
+    new: Real[Array, "new _ _"],
     divergence: Divergence = bhattacharyya,
 ) -> Float[Array, "grown grown"]:
     """The distances among all models, old ones first, from those among the old and the new models' predictions.
@@ -46,8 +42,8 @@ def extend(
     """
     if tuple(distances.shape) != (len(probs), len(probs)):
         raise BadInput(
-            f"distances of the shape {tuple(distances.shape)} do not belong to {len(probs)} models. Give the matrix that "
-            "was computed from these predictions."
+            f"distances of the shape {tuple(distances.shape)} do not belong to {len(probs)} models. Give the matrix "
+            "that was computed from these predictions."
         )
     cross = as_tensor(divergence(probs, new))
     grown = torch.cat(

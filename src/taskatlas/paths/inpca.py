@@ -9,7 +9,7 @@ Points may have weights: with w summing to one and s = M w, J = I - 1 wᵀ, and 
 Even weights change nothing; a point of weight zero shapes neither centre nor axes and is projected like a new one.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -31,9 +31,7 @@ from taskatlas.paths.predictions import (
 )
 from taskatlas.paths.simplex import check_weights
 
-_NOTHING = (
-    1e-13  # an eigenvalue below this share of the largest is rounding; nothing is projected on its axis
-)
+_NOTHING = 1e-13  # an eigenvalue below this share of the largest is rounding; nothing is projected on its axis
 
 
 class Decomposition(NamedTuple):
@@ -43,9 +41,7 @@ class Decomposition(NamedTuple):
     coordinates: Float[np.ndarray, "models models"]
 
 
-def decompose(
-    distances: Float[np.ndarray, "models models"], weights: Float[np.ndarray, " models"]
-) -> Decomposition:
+def decompose(distances: Float[np.ndarray, "models models"], weights: Float[np.ndarray, " models"]) -> Decomposition:
     """The signed eigendecomposition of centred distances; weights sum to one.
 
     Example:
@@ -101,7 +97,7 @@ class InPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         self.landmarks = landmarks
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None, *, point_weights: Any = None, sample_weights: Any = None) -> Self:  # noqa: ARG002
+    def fit(self, X: Any, y: Any = None, *, point_weights: Any = None, sample_weights: Any = None) -> "InPCA":  # noqa: ARG002
         """Finds the map of these models.
 
         Args:
@@ -118,9 +114,7 @@ class InPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         if self.metric == "precomputed":
             models: Predictions = _checked_distances(validate_data(self, X, dtype=np.float64))
             if sample_weights is not None:
-                raise BadInput(
-                    "precomputed distances hold no samples any more: weigh these in the distance itself."
-                )
+                raise BadInput("precomputed distances hold no samples any more: weigh these in the distance itself.")
         elif self.metric in METRICS:
             models = as_predictions(X)
         else:
@@ -229,9 +223,7 @@ def _checked_distances(distances: np.ndarray) -> np.ndarray:
         raise BadInput(f"distances among models are a square matrix, not one of the shape {distances.shape}.")
     size = float(np.abs(distances).max(initial=0.0))
     if float(np.abs(distances - distances.T).max(initial=0.0)) > 1e-6 * size:
-        raise BadInput(
-            "this matrix of distances is not symmetric: D[i, j] and D[j, i] differ. Give the mean of both."
-        )
+        raise BadInput("this matrix of distances is not symmetric: D[i, j] and D[j, i] differ. Give the mean of both.")
     if float(np.abs(distances.diagonal()).max(initial=0.0)) > 1e-6 * size:
         raise BadInput("this matrix has a diagonal that is not zero. Give distances, not similarities.")
     return distances

@@ -10,8 +10,8 @@ the sum does not depend on how finely the geodesic is sampled: it is 2θ with θ
 to the truth, where all θ_n are alike, 2 arccos(1/√C). The triangle inequality makes tortuosity at least 1.
 
 The published step √8 √d, with d Bhattacharyya's distance, agrees to first order (d = mean_n θ_n²/2 + O(θ⁴)), but
--ln cos θ > θ²/2: it overstates long steps, so the same path is longer the fewer snapshots it has, up to
-sqrt(-2 ln cos θ)/θ for each step (1.21 from ignorance to the truth of ten classes). It is here as ``step="bhattacharyya"``, to compare with.
+-ln cos θ > θ²/2: it overstates long steps, by sqrt(-2 ln cos θ)/θ each (1.21 from ignorance to the truth of ten
+classes), so a path is the longer the fewer snapshots it has. It is here as ``step="bhattacharyya"``, to compare with.
 """
 
 import math
@@ -49,9 +49,7 @@ def path_length(probs: Real[Array, "steps samples classes"], *, step: Step = "an
     return float(as_tensor(step_lengths(probs, step=step)).double().sum())
 
 
-def step_lengths(
-    probs: Real[Array, "steps samples classes"], *, step: Step = "angle"
-) -> Float[Array, " transitions"]:
+def step_lengths(probs: Real[Array, "steps samples classes"], *, step: Step = "angle") -> Float[Array, " transitions"]:
     """Fisher length of each step of a path, (T, N, C) -> (T - 1).
 
     Args:

@@ -19,9 +19,7 @@ def check_pair(probs: Array, others: Array | None) -> tuple[int, int, int, int]:
     """
     for array in (probs,) if others is None else (probs, others):
         if array.ndim != 3 or 0 in array.shape:
-            raise BadInput(
-                f"predictions have the shape (models, samples, classes), not {tuple(array.shape)}."
-            )
+            raise BadInput(f"predictions have the shape (models, samples, classes), not {tuple(array.shape)}.")
     if others is not None and probs.shape[1:] != others.shape[1:]:
         raise BadInput(
             f"two sets of models must share samples and classes, but these have {tuple(probs.shape[1:])} and "
@@ -32,7 +30,7 @@ def check_pair(probs: Array, others: Array | None) -> tuple[int, int, int, int]:
 
 
 def sample_slices(samples: int, bytes_a_sample: int, chunk: int, multiple: int = 1) -> Iterator[slice]:
-    """Consecutive slices of at most ``chunk`` bytes, but of one sample at least; multiples of ``multiple`` where it fits.
+    """Consecutive slices of at most ``chunk`` bytes and at least one sample; multiples of ``multiple`` where these fit.
 
     Example:
         >>> [s.stop for s in sample_slices(10, bytes_a_sample=8, chunk=40, multiple=2)]
@@ -44,15 +42,11 @@ def sample_slices(samples: int, bytes_a_sample: int, chunk: int, multiple: int =
         yield slice(start, min(start + size, samples))
 
 
-def slabs(
-    probs: Array, others: Array | None, chunk: int, multiple: int = 1
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def slabs(probs: Array, others: Array | None, chunk: int, multiple: int = 1) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Both sets of models on a bounded number of samples, in one floating type; the same slab twice for one set."""
     dtype, device = floating(probs)
     rows = len(probs) + (0 if others is None else len(others))
-    for samples in sample_slices(
-        int(probs.shape[1]), rows * int(probs.shape[2]) * dtype.itemsize, chunk, multiple
-    ):
+    for samples in sample_slices(int(probs.shape[1]), rows * int(probs.shape[2]) * dtype.itemsize, chunk, multiple):
         left = as_tensor(probs[:, samples])
         yield samples, left, left if others is None else as_tensor(others[:, samples]).to(device, dtype)
 

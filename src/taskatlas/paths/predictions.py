@@ -63,9 +63,7 @@ def names(models: Predictions) -> tuple[tuple[str, ...], np.ndarray]:
         return ("models",) * len(models), np.arange(len(models))
     found = [run.name for run in models]
     seeds = [found[: position + 1].count(name) for position, name in enumerate(found)]
-    labels = [
-        name if found.count(name) == 1 else f"{name} #{seed}" for name, seed in zip(found, seeds, strict=True)
-    ]
+    labels = [name if found.count(name) == 1 else f"{name} #{seed}" for name, seed in zip(found, seeds, strict=True)]
     runs = tuple(label for label, run in zip(labels, models, strict=True) for _ in range(len(run)))
     return runs, np.concatenate([run.steps for run in models])
 
@@ -118,9 +116,7 @@ def _sum_over_samples(
     """Distances are means over samples, so those of slabs add up by their shares."""
     count, samples, classes = sizes(models)
     weights = check_weights(sample_weights, samples, "samples").numpy()
-    slab = (
-        _SLAB if isinstance(models, list) else count * samples * classes * 4
-    )  # an array is in memory anyway
+    slab = _SLAB if isinstance(models, list) else count * samples * classes * 4  # an array is in memory anyway
     total: Any = 0.0
     for where in _slices_with_weight(samples, count * classes * 4, slab, weights):
         total = total + weights[where].sum() * part(where, None if sample_weights is None else weights[where])

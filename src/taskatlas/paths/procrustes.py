@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from taskatlas.errors import BadInput
 
@@ -30,8 +30,8 @@ class Procrustes:
 
 def procrustes(
     points: Float[np.ndarray, "points axes"],
-    target: Float[np.ndarray, "points axes"],
-    signs: Float[np.ndarray, " axes"] | None = None,
+    target: Float[np.ndarray, "_ _"],
+    signs: Real[np.ndarray, " _"] | None = None,
 ) -> Procrustes:
     """The motion of ``points`` that brings them closest to ``target``, row by row (orthogonal Procrustes).
 

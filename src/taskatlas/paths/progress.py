@@ -12,12 +12,12 @@ sign of its derivative, θ Σ tan(tθ - φ), to the last digit: at 0 or 1 exactl
 import math
 
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.paths.geodesic import angles
-from taskatlas.paths.simplex import Array, as_tensor, check_labels, like, unit_roots
+from taskatlas.paths.simplex import Array, Truth, as_tensor, check_labels, like, unit_roots
 
 _BLOCK = 2**22  # numbers of float64 taken up at a time: 32 MiB
 _ROUNDING = 1e-14  # a slope this small at an end is zero
@@ -25,7 +25,7 @@ _ROUNDING = 1e-14  # a slope this small at an end is zero
 
 def progress(
     probs: Real[Array, "*models samples classes"],
-    truth: Int[Array, " samples"] | Real[Array, "samples classes"],
+    truth: Truth,
 ) -> Float[Array, "*models"]:
     """Progress of each model from ignorance (0) to the truth (1), exact to float64.
 
@@ -57,9 +57,7 @@ def progress(
     return like(torch.cat(found).reshape(models), probs)
 
 
-def cosines(
-    roots: Tensor, truth: Int[Array, " samples"] | Real[Array, "samples classes"]
-) -> tuple[Tensor, Tensor, Tensor]:
+def cosines(roots: Tensor, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines (models, samples) of the angles from ignorance and from the truth, and the angle between these two.
 
     The angle is one number where the truth is labels, and one a sample otherwise.
@@ -96,9 +94,7 @@ def nearest(from_start: Tensor, from_end: Tensor, theta: Tensor) -> Tensor:
     """
     lowest, highest = theta.new_zeros(len(from_start)), theta.new_ones(len(from_start))
     place = highest / 2
-    for _ in range(
-        60
-    ):  # Newton's step, kept inside a bracket that shrinks: bisection's worst case reaches float64
+    for _ in range(60):  # Newton's step, kept inside a bracket that shrinks: bisection's worst case reaches float64
         slope, bend = _derivatives(from_start, from_end, theta, place)
         lowest, highest = torch.where(slope < 0, place, lowest), torch.where(slope > 0, place, highest)
         step = place - slope / bend
@@ -122,7 +118,5 @@ def _derivatives(from_start: Tensor, from_end: Tensor, theta: Tensor, place: Ten
     to_start, to_end = (1 - place[:, None]) * theta, place[:, None] * theta
     height = from_start * to_start.sin() + from_end * to_end.sin()
     change = from_start * to_start.cos() - from_end * to_end.cos()
-    tangent = change / torch.where(
-        theta > 0, height, 1.0
-    )  # where the truth knows nothing, θ is 0 and nothing is added
+    tangent = change / torch.where(theta > 0, height, 1.0)  # where the truth knows nothing, θ is 0 and nothing is added
     return (theta * tangent).mean(-1), (theta.square() * (1 + tangent.square())).mean(-1)

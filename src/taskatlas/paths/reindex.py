@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.paths.geodesic import angles, slerp_weights
 from taskatlas.paths.progress import cosines, slope_at
-from taskatlas.paths.simplex import unit_roots
+from taskatlas.paths.simplex import Truth, unit_roots
 
 _SLACK = 1e-9  # a grid that ends where the run ends may miss it by rounding
 _HALVINGS = 40
@@ -76,7 +76,7 @@ def reindex(
     steps: Real[np.ndarray, " steps"],
     progress: Float[np.ndarray, " steps"],
     grid: Float[np.ndarray, " grid"],
-    truth: Int[np.ndarray, " samples"] | Real[np.ndarray, "samples classes"],
+    truth: Truth,
 ) -> tuple[Float[np.ndarray, "grid samples classes"], Float[np.ndarray, " grid"]]:
     """Points of a path with the progress asked for, by first passage.
 
@@ -98,9 +98,7 @@ def reindex(
         if after == 0:  # check_grid left only values that equal the first snapshot's progress
             points[chosen], places[chosen] = log_probs[0], steps[0]
             continue
-        a, b = (
-            unit_roots(torch.from_numpy(np.exp(log_probs[t].astype(np.float64)))) for t in (after - 1, after)
-        )
+        a, b = (unit_roots(torch.from_numpy(np.exp(log_probs[t].astype(np.float64)))) for t in (after - 1, after))
         share = _shares(a, b, torch.from_numpy(grid[chosen]), truth)
         for row, s in zip(chosen, share, strict=True):
             toward_a, toward_b = slerp_weights(angles(a, b), s)
@@ -113,7 +111,7 @@ def _shares(
     a: Tensor,
     b: Tensor,
     values: Tensor,
-    truth: Int[np.ndarray, " samples"] | Real[np.ndarray, "samples classes"],
+    truth: Truth,
 ) -> Tensor:
     """How far between two snapshots each value of progress is reached.
 

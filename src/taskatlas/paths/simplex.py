@@ -1,7 +1,7 @@
 """Predictions as points: rows on the simplex, checked, and their square roots on the unit sphere."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from taskatlas.errors import BadInput
 
 Array = TypeVar("Array", Tensor, np.ndarray)  # what goes in as NumPy comes out as NumPy
-TOLERANCE = (
-    1e-4  # how far a row may be from the simplex: float32 passes, float16 and five printed digits do not
-)
+Labels = Int[Tensor | np.ndarray, " _"]  # one true class a sample
+Truth = Labels | Real[Tensor | np.ndarray, "_ _"]  # labels, or (samples, classes) probabilities
+Weights = Real[Tensor | np.ndarray, " _"]
+TOLERANCE = 1e-4  # how far a row may be from the simplex: float32 passes, float16 and five printed digits do not
 
 
 def check_simplex(probs: Real[Array, "*models samples classes"], names: Sequence[str] | None = None) -> None:
@@ -52,15 +53,20 @@ def from_log_probabilities(
     return like(probs, log_probs)
 
 
-def unit_roots(probs: Tensor, names: Sequence[str] | None = None) -> Tensor:
+def unit_roots(probs: Tensor, names: Sequence[str] | None = None, first_sample: int = 0) -> Tensor:
     """Square roots of probabilities (..., C), each row scaled to unit length.
 
     Float32 rows sum to one within 1e-7 only; scaling makes a model's distance from itself zero.
 
+    Args:
+        probs: probabilities.
+        names: of the models, and
+        first_sample: position of the first sample in the probe, for the message.
+
     Raises:
         BadInput: a row is no probability.
     """
-    sums = _row_sums(probs, names)
+    sums = _row_sums(probs, names, first_sample)
     return (probs / sums[..., None]).clamp_(min=0).sqrt_()
 
 
@@ -83,12 +89,10 @@ def like(result: Tensor, source: Array) -> Array:
     if isinstance(source, Tensor):
         return result.to(source.dtype if source.is_floating_point() else torch.float64)
     numbers: np.ndarray = result.cpu().numpy()
-    return numbers.astype(
-        source.dtype if np.issubdtype(source.dtype, np.floating) else np.float64, copy=False
-    )
+    return numbers.astype(source.dtype if np.issubdtype(source.dtype, np.floating) else np.float64, copy=False)
 
 
-def check_labels(labels: Int[Array, " samples"], samples: int, classes: int) -> Tensor:
+def check_labels(labels: Tensor | np.ndarray, samples: int, classes: int) -> Tensor:
     """Labels as a tensor of positions among the classes.
 
     Raises:
@@ -109,7 +113,7 @@ def check_labels(labels: Int[Array, " samples"], samples: int, classes: int) -> 
     return found.long()
 
 
-def check_weights(weights: Real[Array, " things"] | None, count: int, what: str) -> Tensor:
+def check_weights(weights: Weights | None, count: int, what: str) -> Tensor:
     """Weights of ``count`` things, scaled to sum to one; even ones where there are none.
 
     Raises:
@@ -125,7 +129,7 @@ def check_weights(weights: Real[Array, " things"] | None, count: int, what: str)
     return found / found.sum()
 
 
-def _row_sums(probs: Tensor, names: Sequence[str] | None) -> Tensor:
+def _row_sums(probs: Tensor, names: Sequence[str] | None, first_sample: int = 0) -> Tensor:
     if probs.ndim < 2 or 0 in probs.shape:
         raise BadInput(f"predictions have the shape (models, samples, classes), not {tuple(probs.shape)}.")
     sums = probs @ torch.ones(probs.shape[-1], dtype=probs.dtype, device=probs.device)
@@ -133,7 +137,7 @@ def _row_sums(probs: Tensor, names: Sequence[str] | None) -> Tensor:
     if not bool((off <= TOLERANCE) & (probs.min() >= -TOLERANCE)):  # NaN fails both
         good = ((sums - 1).abs() <= TOLERANCE) & (probs.amin(-1) >= -TOLERANCE)
         where = tuple(int(i) for i in (~good).nonzero()[0])
-        raise BadInput(_describe(probs[where], where, names))
+        raise BadInput(_describe(probs[where], (*where[:-1], where[-1] + first_sample), names))
     return sums
 
 
@@ -152,10 +156,8 @@ def _describe(row: Tensor, where: tuple[int, ...], names: Sequence[str] | None) 
     return f"model {name}, sample {sample}: {found}"
 
 
-def _shared_tensor(values: "np.ndarray[Any, Any]") -> Tensor:
+def _shared_tensor(values: np.ndarray) -> Tensor:
     """No copy where NumPy lets torch write; read-only arrays are copied, for torch warns about them."""
     if values.dtype.kind not in "fiub":
         raise BadInput(f"predictions are numbers, not {values.dtype}.")
-    return torch.from_numpy(
-        values if values.flags.writeable and min(values.strides, default=0) >= 0 else values.copy()
-    )
+    return torch.from_numpy(values if values.flags.writeable and min(values.strides, default=0) >= 0 else values.copy())

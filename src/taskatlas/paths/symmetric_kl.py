@@ -6,17 +6,17 @@ from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.paths.pairwise import CHUNK, check_pair, finished, floating, slabs
-from taskatlas.paths.simplex import Array, check_weights, like, unit_roots
+from taskatlas.paths.simplex import Array, Weights, check_weights, like, unit_roots
 
 SMALLEST = 1e-12  # smallest probability: a certain and wrong sample counts about -ln(SMALLEST)/2 = 13.8 nats
 
 
 def symmetric_kl(
     probs: Real[Array, "models samples classes"],
-    others: Real[Array, "others samples classes"] | None = None,
+    others: Real[Array, "others _ _"] | None = None,
     *,
     smallest: float = SMALLEST,
-    weights: Real[Array, " samples"] | None = None,
+    weights: Weights | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "models second"]:
     """Pairwise (KL(P, Q) + KL(Q, P)) / 2 in nats, averaged over samples: mean_n sum_c (p - q)(ln p - ln q) / 2.
@@ -47,8 +47,8 @@ def symmetric_kl(
     scale = check_weights(weights, count, "samples").to(device)
     total = torch.zeros(rows, columns, dtype=torch.float64, device=device)
     for samples, first, second in slabs(probs, others, chunk):
-        p, log_p = _raised(first, smallest)
-        q, log_q = (p, log_p) if others is None else _raised(second, smallest)
+        p, log_p = _raised(first, smallest, samples.start)
+        q, log_q = (p, log_p) if others is None else _raised(second, smallest, samples.start)
         share = scale[samples, None]
         p, q = p * share, q * share
         own, other = (p * log_p).sum((1, 2)), (q * log_q).sum((1, 2))
@@ -57,6 +57,6 @@ def symmetric_kl(
     return like(finished(total, symmetric=others is None), probs)
 
 
-def _raised(probs: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    raised = unit_roots(probs.double()).square().clamp(min=smallest)
+def _raised(probs: Tensor, smallest: float, first_sample: int) -> tuple[Tensor, Tensor]:
+    raised = unit_roots(probs.double(), first_sample=first_sample).square().clamp(min=smallest)
     return raised, raised.log()

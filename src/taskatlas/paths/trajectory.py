@@ -5,10 +5,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -18,7 +18,7 @@ from taskatlas.paths.importers import Kind, read_hdf5, read_npz
 from taskatlas.paths.length import Step, step_lengths
 from taskatlas.paths.progress import progress
 from taskatlas.paths.reindex import Regression, check_grid, find_regressions, reindex
-from taskatlas.paths.simplex import TOLERANCE, check_labels
+from taskatlas.paths.simplex import TOLERANCE, Labels, Truth, check_labels
 from taskatlas.store import atomic_write, digest
 
 _FORMAT = "taskatlas.trajectory/1"
@@ -64,8 +64,8 @@ class Trajectory:
         log_probs = np.asarray(self.log_probs)
         if log_probs.ndim != 3 or 0 in log_probs.shape or log_probs.dtype.kind != "f":
             raise BadInput(
-                f"run {self.name!r}: log-probabilities have the shape (steps, samples, classes), not {log_probs.shape} of "
-                f"{log_probs.dtype}."
+                f"run {self.name!r}: log-probabilities have the shape (steps, samples, classes), "
+                f"not {log_probs.shape} of {log_probs.dtype}."
             )
         if log_probs.dtype == np.float16:
             raise BadInput(f"run {self.name!r}: float16 is too coarse for distances. Record in float32.")
@@ -107,8 +107,8 @@ class Trajectory:
         name: str | None = None,
         predictions: str | None = None,
         kind: Kind | None = None,
-    ) -> Self:
-        """Reads a NumPy archive with ``log_probs``, ``probs`` or ``logits`` (T, N, C), and perhaps ``steps``, ``labels``, ``ids``.
+    ) -> "Trajectory":
+        """Reads a NumPy archive: ``log_probs``, ``probs`` or ``logits`` (T, N, C), and ``steps``, ``labels``, ``ids``.
 
         Args:
             path: the archive.
@@ -129,7 +129,7 @@ class Trajectory:
         name: str | None = None,
         predictions: str | None = None,
         kind: Kind | None = None,
-    ) -> Self:
+    ) -> "Trajectory":
         """Reads an HDF5 file with the data sets that ``from_npz`` expects; needs h5py.
 
         Raises:
@@ -157,7 +157,7 @@ class Trajectory:
             save_file(arrays, file, metadata=about)
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    def load(cls, path: Path | str) -> "Trajectory":
         """Reads what ``save`` wrote; the log-probabilities stay on disk, mapped into memory.
 
         Raises:
@@ -183,16 +183,14 @@ class Trajectory:
         except FileNotFoundError as error:
             raise BadInput(f"there is no file {path}. Is the path right?") from error
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError, TypeError) as error:
-            raise BadInput(
-                f"{path} is no whole trajectory ({error}). Was its writing or copying cut short?"
-            ) from error
+            raise BadInput(f"{path} is no whole trajectory ({error}). Was its writing or copying cut short?") from error
 
     def probabilities(self, samples: slice = slice(None)) -> Float[np.ndarray, "steps samples classes"]:
         """(T, N, C) probabilities, of some of the samples where wanted, float32."""
         probs: np.ndarray = np.exp(self.log_probs[:, samples])
         return probs
 
-    def take(self, ids: Sequence[str]) -> Self:
+    def take(self, ids: Sequence[str]) -> "Trajectory":
         """The same run on these samples, in this order: how runs on different samples are made comparable.
 
         Raises:
@@ -201,16 +199,12 @@ class Trajectory:
         rows = {name: row for row, name in enumerate(self.ids)}
         missing = [name for name in ids if name not in rows]
         if missing:
-            raise BadInput(
-                f"run {self.name!r} has no sample {missing[0]!r} ({len(missing)} of {len(ids)} missing)."
-            )
+            raise BadInput(f"run {self.name!r} has no sample {missing[0]!r} ({len(missing)} of {len(ids)} missing).")
         chosen = [rows[name] for name in ids]
         labels = None if self.labels is None else self.labels[chosen]
         return replace(self, log_probs=self.log_probs[:, chosen], ids=tuple(ids), labels=labels, probe=None)
 
-    def truth(
-        self, truth: Int[np.ndarray, " samples"] | Real[np.ndarray, "samples classes"] | None = None
-    ) -> Int[np.ndarray, " samples"] | Real[np.ndarray, "samples classes"]:
+    def truth(self, truth: Truth | None = None) -> Truth:
         """The truth that is given, or else the run's own labels.
 
         Raises:
@@ -222,7 +216,7 @@ class Trajectory:
         checked: np.ndarray = found
         return checked
 
-    def accuracy(self, truth: Int[np.ndarray, " samples"] | None = None) -> Float[np.ndarray, " steps"]:
+    def accuracy(self, truth: Labels | None = None) -> Float[np.ndarray, " steps"]:
         """Share of the samples whose likeliest class is the true one, at each snapshot.
 
         Raises:
@@ -231,9 +225,7 @@ class Trajectory:
         labels = check_labels(self.truth(truth), *self.log_probs.shape[1:]).numpy()
         return np.array([(snapshot.argmax(-1) == labels).mean() for snapshot in self.log_probs])
 
-    def progress(
-        self, truth: Int[np.ndarray, " samples"] | Real[np.ndarray, "samples classes"] | None = None
-    ) -> Float[np.ndarray, " steps"]:
+    def progress(self, truth: Truth | None = None) -> Float[np.ndarray, " steps"]:
         """Progress of each snapshot from ignorance (0) to the truth (1), float64; see ``progress``.
 
         Args:
@@ -245,9 +237,7 @@ class Trajectory:
         found = self.truth(truth)
         return np.concatenate([progress(block, found) for block in self._blocks()])
 
-    def regressions(
-        self, truth: Int[np.ndarray, " samples"] | Real[np.ndarray, "samples classes"] | None = None
-    ) -> tuple[Regression, ...]:
+    def regressions(self, truth: Truth | None = None) -> tuple[Regression, ...]:
         """Stretches in which progress lies below the best so far: what re-indexing by first passage skips.
 
         Raises:
@@ -257,14 +247,14 @@ class Trajectory:
 
     def resample(
         self,
-        grid: Sequence[float] | Float[np.ndarray, " grid"],
-        truth: Int[np.ndarray, " samples"] | Real[np.ndarray, "samples classes"] | None = None,
-    ) -> Self:
+        grid: Sequence[float | int] | Float[np.ndarray, " grid"],
+        truth: Truth | None = None,
+    ) -> "Trajectory":
         """The run re-indexed by progress: one snapshot for each value of the grid, by first passage.
 
         For each value, the first snapshot that has reached it is found, and the point on the geodesic from the snapshot
-        before which has just this progress. Where progress falls back the run is skipped until it is past its best again;
-        the note says how often and how deep, ``regressions`` where.
+        before which has just this progress. Where progress falls back, the run is skipped until it is past its best
+        again; the note says how often and how deep, ``regressions`` says where.
 
         Args:
             grid: values of progress, increasing, within what the run passes through.
@@ -284,7 +274,9 @@ class Trajectory:
         note = "re-indexed by progress (first passage)"
         if fallen:
             deepest = max(fallen, key=lambda regression: regression.depth)
-            note += f", {len(fallen)} regressions skipped, the deepest by {deepest.depth:.3f} after step {deepest.start:g}"
+            note += (
+                f", {len(fallen)} regressions skipped, the deepest by {deepest.depth:.3f} after step {deepest.start:g}"
+            )
         return replace(self, log_probs=log_probs, steps=steps, note=note)
 
     def step_lengths(self, step: Step = "angle") -> Float[np.ndarray, " transitions"]:
@@ -341,7 +333,7 @@ class Trajectory:
                 if np.isnan(snapshot[bad[0]]).any():
                     raise BadInput(f"{where}: a log-probability is NaN. Did the run diverge?")
                 raise BadInput(
-                    f"{where}: the probabilities sum to {sums[bad[0]]:.5g}. Give log-probabilities: a log-softmax of the logits."
+                    f"{where}: the probabilities sum to {sums[bad[0]]:.5g}. Give a log-softmax of the logits."
                 )
 
 
@@ -355,9 +347,7 @@ def check_same_samples(runs: Sequence[Trajectory]) -> None:
     for run in runs[1:]:
         if run.ids != first.ids:
             common = len(set(run.ids) & set(first.ids))
-            how = (
-                "in another order" if common == len(first.ids) == len(run.ids) else f"with {common} in common"
-            )
+            how = "in another order" if common == len(first.ids) == len(run.ids) else f"with {common} in common"
             raise BadInput(
                 f"runs {first.name!r} and {run.name!r} were recorded on other samples ({len(first.ids)} and "
                 f"{len(run.ids)}, {how}). Bring both to common ids with take(ids)."
@@ -369,21 +359,17 @@ def check_same_samples(runs: Sequence[Trajectory]) -> None:
             )
         if first.labels is not None and run.labels is not None and (first.labels != run.labels).any():
             raise BadInput(
-                f"runs {first.name!r} and {run.name!r} carry other labels for the same samples. Give both the true labels; "
-                "what a run was trained on does not belong here."
+                f"runs {first.name!r} and {run.name!r} carry other labels for the same samples. Give both the true "
+                "labels; what a run was trained on does not belong here."
             )
 
 
 def _checked_steps(name: str, steps: Any, snapshots: int) -> np.ndarray:
     found = np.array(steps)
     if found.shape != (snapshots,) or found.dtype.kind not in "iuf":
-        raise BadInput(
-            f"run {name!r}: {found.shape} steps do not fit {snapshots} snapshots. Give one number for each."
-        )
+        raise BadInput(f"run {name!r}: {found.shape} steps do not fit {snapshots} snapshots. Give one number for each.")
     if not (np.isfinite(found).all() and (np.diff(found.astype(np.float64)) > 0).all()):
-        raise BadInput(
-            f"run {name!r}: the steps do not increase. Sort the snapshots, and keep one of those alike."
-        )
+        raise BadInput(f"run {name!r}: the steps do not increase. Sort the snapshots, and keep one of those alike.")
     return found
 
 
@@ -393,9 +379,7 @@ def _checked_ids(name: str, ids: Sequence[str], samples: int) -> tuple[str, ...]
         raise BadInput(f"run {name!r}: {len(found)} ids do not fit {samples} samples. Give one id a sample.")
     if len(set(found)) != samples:
         twice = next(sample for position, sample in enumerate(found) if sample in found[:position])
-        raise BadInput(
-            f"run {name!r}: two samples have the id {twice!r}. Ids name samples, so no two are alike."
-        )
+        raise BadInput(f"run {name!r}: two samples have the id {twice!r}. Ids name samples, so no two are alike.")
     return found
 
 
@@ -411,9 +395,7 @@ def _mapped(path: Path, name: str) -> np.ndarray:
         (length,) = struct.unpack("<Q", file.read(8))
         entry = json.loads(file.read(length))[name]
     if entry["dtype"] != "F32":
-        raise BadInput(
-            f"{path} holds log-probabilities of type {entry['dtype']}, not F32. Save the trajectory again."
-        )
+        raise BadInput(f"{path} holds log-probabilities of type {entry['dtype']}, not F32. Save the trajectory again.")
     start = 8 + length + entry["data_offsets"][0]
     return np.memmap(path, dtype="<f4", mode="r", offset=start, shape=tuple(entry["shape"]))
 
