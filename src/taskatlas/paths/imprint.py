@@ -39,7 +39,7 @@ def imprint(
     query: Real[Array, "others _"] | None = None,
     *,
     classes: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | int = 1,
     similarity: Similarity = "euclidean",
     held_out: bool = True,
 ) -> Float[Array, "predicted classes"]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from scipy.stats import rankdata
 
 from taskatlas.errors import BadInput
@@ -109,7 +109,7 @@ def hierarchy_distances(names: Sequence[str], parents: Mapping[str, str]) -> Flo
     return found
 
 
-def difference_matrix(values: Sequence[float | int]) -> Float[np.ndarray, "tasks tasks"]:
+def difference_matrix(values: Sequence[float | int] | Real[np.ndarray, " _"]) -> Float[np.ndarray, "tasks tasks"]:
     """|a - b| for each pair of tasks: a number for each task, its count of classes say, as a confounder.
 
     Example:

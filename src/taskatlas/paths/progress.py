@@ -20,7 +20,7 @@ from taskatlas.paths.geodesic import angles
 from taskatlas.paths.simplex import Array, Truth, as_tensor, check_labels, like, unit_roots
 
 _BLOCK = 2**22  # numbers of float64 taken up at a time: 32 MiB
-_ROUNDING = 1e-14  # a slope this small at an end is zero
+_ROUNDING = 1e-14  # a slope at an end or a step of the search this small is zero
 
 
 def progress(
@@ -100,7 +100,7 @@ def nearest(from_start: Tensor, from_end: Tensor, theta: Tensor) -> Tensor:
         step = place - slope / bend
         inside = (step > lowest) & (step < highest)
         new = torch.where(slope == 0, place, torch.where(inside, step, (lowest + highest) / 2))
-        if bool(((new - place).abs() <= 2e-16).all()):
+        if bool(((new - place).abs() <= _ROUNDING).all()):
             break
         place = new
     at_start = slope_at(from_start, from_end, theta, torch.zeros_like(place)) >= -_ROUNDING

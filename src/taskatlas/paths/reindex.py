@@ -19,7 +19,7 @@ from taskatlas.paths.progress import cosines, slope_at
 from taskatlas.paths.simplex import Truth, unit_roots
 
 _SLACK = 1e-9  # a grid that ends where the run ends may miss it by rounding
-_HALVINGS = 40
+_HALVINGS = 30
 
 
 class Regression(NamedTuple):
@@ -91,44 +91,41 @@ def reindex(
         (grid, N, C) log-probabilities, float32, and the steps, between recorded ones, at which they lie.
     """
     passed = np.array([int(np.argmax(progress >= value)) for value in grid])
+    before = np.maximum(passed - 1, 0)  # check_grid left of the values before the first snapshot only its own
+    share = _shares(log_probs, before, passed, torch.from_numpy(grid), truth)
     points = np.empty((len(grid), *log_probs.shape[1:]), dtype=np.float32)
-    places = np.empty(len(grid))
-    for after in np.unique(passed):
-        chosen = np.flatnonzero(passed == after)
-        if after == 0:  # check_grid left only values that equal the first snapshot's progress
-            points[chosen], places[chosen] = log_probs[0], steps[0]
-            continue
-        a, b = (unit_roots(torch.from_numpy(np.exp(log_probs[t].astype(np.float64)))) for t in (after - 1, after))
-        share = _shares(a, b, torch.from_numpy(grid[chosen]), truth)
-        for row, s in zip(chosen, share, strict=True):
-            toward_a, toward_b = slerp_weights(angles(a, b), s)
-            points[row] = (2 * (toward_a[:, None] * a + toward_b[:, None] * b).log()).numpy()
-        places[chosen] = steps[after - 1] + share.numpy() * float(steps[after] - steps[after - 1])
-    return points, places
+    for row in range(len(grid)):
+        a, b = _roots(log_probs, before[row]), _roots(log_probs, passed[row])
+        toward_a, toward_b = slerp_weights(angles(a, b), share[row])
+        points[row] = (2 * (toward_a[:, None] * a + toward_b[:, None] * b).log()).numpy()
+    places = steps[before] + share.numpy() * (steps[passed] - steps[before])
+    return points, places.astype(np.float64)
 
 
-def _shares(
-    a: Tensor,
-    b: Tensor,
-    values: Tensor,
-    truth: Truth,
-) -> Tensor:
+def _shares(log_probs: np.ndarray, before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
     """How far between two snapshots each value of progress is reached.
 
     The distance to the geodesic toward the truth is convex, so a point has come further than a value exactly where the
     distance still falls at that value. Square roots on a great circle are sums of its ends', and so are their cosines.
     """
-    from_start, from_end, theta = cosines(torch.stack([a, b]), truth)
-    between = angles(a, b)
+    samples = log_probs.shape[1]
+    ends = {t: cosines(_roots(log_probs, t)[None], truth) for t in {*before.tolist(), *after.tolist()}}
+    theta = next(iter(ends.values()))[2]
+    start_a, start_b, end_a, end_b = (
+        torch.cat([ends[t][which] for t in side.tolist()]) for which in (0, 1) for side in (before, after)
+    )
+    between = torch.empty(len(values), samples, dtype=torch.float64)
+    for t in np.unique(after):
+        rows = torch.from_numpy(np.flatnonzero(after == t))
+        between[rows] = angles(_roots(log_probs, before[rows[0]]), _roots(log_probs, t))
     low, high = torch.zeros_like(values), torch.ones_like(values)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         toward_a, toward_b = slerp_weights(between, middle[:, None])
-        slope = slope_at(
-            toward_a * from_start[0] + toward_b * from_start[1],
-            toward_a * from_end[0] + toward_b * from_end[1],
-            theta,
-            values,
-        )
+        slope = slope_at(toward_a * start_a + toward_b * start_b, toward_a * end_a + toward_b * end_b, theta, values)
         low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
     return high
+
+
+def _roots(log_probs: np.ndarray, snapshot: int | np.integer) -> Tensor:
+    return unit_roots(torch.from_numpy(np.exp(log_probs[snapshot].astype(np.float64))))

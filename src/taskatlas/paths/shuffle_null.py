@@ -81,4 +81,5 @@ def shuffle_null(
         for rows in members:
             order[rows] = random.permutation(rows)
         null[position] = distance_on_grid(left, replace(right, probs=right.probs[:, order]))
-    return ShuffleNull(distance, null, (1 + int((null <= distance).sum())) / (1 + shuffles))
+    no_larger = int((null <= distance * (1 + 1e-9)).sum())  # sums in another order round otherwise
+    return ShuffleNull(distance, null, (1 + no_larger) / (1 + shuffles))

@@ -35,7 +35,7 @@ class Trajectory:
         name: of the run, or of its task.
         log_probs: (T, N, C) natural logarithms of probabilities, float32; minus infinity for what is ruled out.
         steps: (T,) training steps (or epochs) of the snapshots, strictly increasing.
-        ids: N names of the samples, unique; runs are compared only where these agree.
+        ids: N names of the samples, unique, kept as strings; runs are compared only where these agree.
         labels: (N,) true classes, where they are known.
         probe: digest of the probe that was predicted, where it is known.
         note: how this path was made, where it was not recorded.
@@ -55,7 +55,7 @@ class Trajectory:
     name: str
     log_probs: Any
     steps: Any
-    ids: Sequence[str]
+    ids: Sequence[Any]
     labels: Any = None
     probe: str | None = None
     note: str = ""
@@ -373,7 +373,7 @@ def _checked_steps(name: str, steps: Any, snapshots: int) -> np.ndarray:
     return found
 
 
-def _checked_ids(name: str, ids: Sequence[str], samples: int) -> tuple[str, ...]:
+def _checked_ids(name: str, ids: Sequence[Any], samples: int) -> tuple[str, ...]:
     found = tuple(str(sample) for sample in ids)
     if len(found) != samples:
         raise BadInput(f"run {name!r}: {len(found)} ids do not fit {samples} samples. Give one id a sample.")
