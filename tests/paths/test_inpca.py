@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import config
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 from tests.paths.make import learning, models, run

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from taskatlas.paths import InPCA, Trajectory, saturated_share, shuffle_null, task_tree, trajectory_distance
+from taskatlas.paths import InPCA, Trajectory, saturated_share, shuffle_null, trajectory_distance
 
 NAMES = ("all_a", "all_b", "slow", "randlab")
 

@@ -92,40 +92,37 @@ def reindex(
     """
     passed = np.array([int(np.argmax(progress >= value)) for value in grid])
     before = np.maximum(passed - 1, 0)  # check_grid left of the values before the first snapshot only its own
-    share = _shares(log_probs, before, passed, torch.from_numpy(grid), truth)
+    used = np.unique([before, passed])
+    roots = {t: unit_roots(torch.from_numpy(np.exp(log_probs[t].astype(np.float64)))) for t in used.tolist()}
+    share = _shares(roots, before, passed, torch.from_numpy(grid), truth)
     points = np.empty((len(grid), *log_probs.shape[1:]), dtype=np.float32)
-    for row in range(len(grid)):
-        a, b = _roots(log_probs, before[row]), _roots(log_probs, passed[row])
-        toward_a, toward_b = slerp_weights(angles(a, b), share[row])
-        points[row] = (2 * (toward_a[:, None] * a + toward_b[:, None] * b).log()).numpy()
+    for t in np.unique(passed):
+        rows = np.flatnonzero(passed == t)
+        a, b = roots[before[rows[0]]], roots[t]
+        toward_a, toward_b = slerp_weights(angles(a, b), share[rows, None])
+        for row, from_a, from_b in zip(rows, toward_a, toward_b, strict=True):
+            points[row] = (2 * (from_a[:, None] * a + from_b[:, None] * b).log()).numpy()
     places = steps[before] + share.numpy() * (steps[passed] - steps[before])
     return points, places.astype(np.float64)
 
 
-def _shares(log_probs: np.ndarray, before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
+def _shares(roots: dict[int, Tensor], before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
     """How far between two snapshots each value of progress is reached.
 
     The distance to the geodesic toward the truth is convex, so a point has come further than a value exactly where the
     distance still falls at that value. Square roots on a great circle are sums of its ends', and so are their cosines.
     """
-    samples = log_probs.shape[1]
-    ends = {t: cosines(_roots(log_probs, t)[None], truth) for t in {*before.tolist(), *after.tolist()}}
-    theta = next(iter(ends.values()))[2]
-    start_a, start_b, end_a, end_b = (
-        torch.cat([ends[t][which] for t in side.tolist()]) for which in (0, 1) for side in (before, after)
-    )
-    between = torch.empty(len(values), samples, dtype=torch.float64)
-    for t in np.unique(after):
-        rows = torch.from_numpy(np.flatnonzero(after == t))
-        between[rows] = angles(_roots(log_probs, before[rows[0]]), _roots(log_probs, t))
+    order = {t: row for row, t in enumerate(roots)}
+    from_start, from_end, theta = cosines(torch.stack(list(roots.values())), truth)
+    first, second = ([order[t] for t in side.tolist()] for side in (before, after))
+    between = torch.stack([angles(roots[t - 1] if t else roots[0], roots[t]) for t in np.unique(after).tolist()])
+    between = between[np.unique(after, return_inverse=True)[1]]
     low, high = torch.zeros_like(values), torch.ones_like(values)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         toward_a, toward_b = slerp_weights(between, middle[:, None])
-        slope = slope_at(toward_a * start_a + toward_b * start_b, toward_a * end_a + toward_b * end_b, theta, values)
+        start = toward_a * from_start[first] + toward_b * from_start[second]
+        end = toward_a * from_end[first] + toward_b * from_end[second]
+        slope = slope_at(start, end, theta, values)
         low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
     return high
-
-
-def _roots(log_probs: np.ndarray, snapshot: int | np.integer) -> Tensor:
-    return unit_roots(torch.from_numpy(np.exp(log_probs[snapshot].astype(np.float64))))
