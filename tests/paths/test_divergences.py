@@ -136,3 +136,17 @@ def test_input_is_not_changed():
     for function, _ in PAIRS:
         function(P)
     assert (before == P).all()
+
+
+@pytest.mark.parametrize("function", [bhattacharyya, saturated_share])
+def test_the_number_of_threads_changes_nothing_and_is_left_alone(function):
+    P = models(count=150, samples=40, sharpness=5)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(function(P))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*found)

@@ -3,25 +3,30 @@
 With square roots on the unit sphere, the coefficient of two models on a sample is the cosine of the angle between
 them, and the distance is d(P, Q) = -mean_n ln sum_c sqrt(p_nc q_nc) (Ramesh et al., ICML 2023, section 2).
 
-Three things make it fast. The matrix is symmetric, so only tiles on and above the diagonal are computed. A sum of
+Four things make it fast. The matrix is symmetric, so only tiles on and above the diagonal are computed. A sum of
 logarithms is the logarithm of a product, so as many coefficients as the floating type can hold are multiplied before
-one logarithm is taken. And a tile stays in the processor's cache from the matrix product to the sum.
+one logarithm is taken. A tile stays in the processor's cache from the matrix product to the sum. And threads share out
+tiles, not the many small products in them: nobody waits for anybody, and results do not depend on how many there are.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
 from taskatlas.errors import BadInput
-from taskatlas.paths.pairwise import CHUNK, check_pair, finished, floating, sample_slices, slabs
+from taskatlas.paths.pairwise import CHUNK, check_pair, finished, floating, one_thread_each, sample_slices, slabs
 from taskatlas.paths.simplex import Array, Weights, check_weights, like, unit_roots
 
 FLOOR = 1e-6  # smallest coefficient: a sample on which two models never overlap counts -ln FLOOR = 13.8 nats
-_ROWS, _COLUMNS = 128, 512  # a tile of the matrix
-_TILE = 400_000  # coefficients of one tile at a time: they stay in cache
+_ROWS, _COLUMNS = 64, 256  # a tile of the matrix
+_TILE = 400_000  # coefficients of a tile taken up at a time: they stay in cache
+
+Tile = tuple[slice, slice]
+Visit = Callable[[Tile, slice, Tensor], None]
 
 
 def bhattacharyya(
@@ -67,12 +72,15 @@ def bhattacharyya(
     scale = check_weights(weights, samples, "samples").to(device)
     together = 1 if weights is not None else _products_before_a_log(floor, dtype)
     total = torch.zeros(rows, columns, dtype=torch.float64, device=device)
-    for tile, where, overlap in _overlaps(probs, others, chunk, together):
+
+    def add(tile: Tile, where: slice, overlap: Tensor) -> None:
         overlap.clamp_(min=floor)
         if weights is None:
             total[tile] += _sum_of_logs(overlap, together)
         else:
             total[tile] += torch.tensordot(scale[where], overlap.log_().double(), 1)
+
+    _visit_tiles(probs, others, chunk, together, add)
     mean = total if weights is not None else total / samples
     return like(finished(-mean, symmetric=others is None), probs)
 
@@ -97,12 +105,15 @@ def saturated_share(
     """
     _check_floor(floor)
     rows, columns, samples, _ = check_pair(probs, others)
-    below = 0
-    for (top, left), _, overlap in _overlaps(probs, others, chunk, 1):
-        saturated = torch.count_nonzero(overlap < floor, 0)
-        below += int((saturated if others is not None else saturated.triu(top.start - left.start + 1)).sum())
+    below = torch.zeros(rows, columns, dtype=torch.int64, device=floating(probs)[1])
+
+    def count(tile: Tile, where: slice, overlap: Tensor) -> None:  # noqa: ARG001
+        below[tile] += torch.count_nonzero(overlap < floor, 0)
+
+    _visit_tiles(probs, others, chunk, 1, count)
     pairs = rows * columns if others is not None else rows * (rows - 1) // 2
-    return below / (pairs * samples) if pairs else 0.0
+    counted = int((below if others is not None else below.triu(1)).sum())
+    return counted / (pairs * samples) if pairs else 0.0
 
 
 def _check_floor(floor: float) -> None:
@@ -116,32 +127,39 @@ def _products_before_a_log(floor: float, dtype: torch.dtype) -> int:
     return max(1, min(most, 12))  # after a dozen the logarithm is cheap already, and a tile would outgrow the cache
 
 
-def _overlaps(
-    probs: Array, others: Array | None, chunk: int, together: int
-) -> Iterator[tuple[tuple[slice, slice], slice, Tensor]]:
-    """Coefficients tile by tile: the tile, the samples, and (samples, tile's rows, tile's columns).
+def _visit_tiles(probs: Array, others: Array | None, chunk: int, together: int, visit: Visit) -> None:
+    """Calls ``visit(tile, samples, coefficients)`` with (samples, tile's rows, tile's columns) for every tile.
 
-    The coefficients lie in one buffer that the next tile overwrites: fresh memory would cost more than the arithmetic.
+    A tile's samples come in order and in one thread. The coefficients lie in a buffer that is used again: fresh memory
+    would cost more than the arithmetic.
     """
-    buffer: Tensor | None = None
-    for samples, first, second in slabs(probs, others, chunk, together):
-        left = unit_roots(first, first_sample=samples.start).transpose(0, 1).contiguous()
-        right = left if others is None else unit_roots(second, first_sample=samples.start).transpose(0, 1).contiguous()
-        buffer = left.new_empty(max(_TILE, together * _ROWS * _COLUMNS)) if buffer is None else buffer
-        for tile in _tiles(left.shape[1], right.shape[1], symmetric=others is None):
-            a, b = left[:, tile[0]], right[:, tile[1]].transpose(1, 2)
-            area = a.shape[1] * b.shape[2]
-            for part in sample_slices(len(a), area, buffer.numel(), together):
-                shape = (part.stop - part.start, a.shape[1], b.shape[2])
-                overlap = buffer[: shape[0] * area].view(shape)
-                torch.bmm(a[part], b[part], out=overlap)
-                yield tile, slice(samples.start + part.start, samples.start + part.stop), overlap
+    with one_thread_each() as workers:
+        for samples, first, second in slabs(probs, others, chunk, together):
+            left = unit_roots(first, first_sample=samples.start).transpose(0, 1).contiguous()
+            right = left
+            if others is not None:
+                right = unit_roots(second, first_sample=samples.start).transpose(0, 1).contiguous()
+            tiles = _tiles(left.shape[1], right.shape[1], symmetric=others is None)
+            for _ in workers.map(partial(_visit_tile, left, right, samples.start, together, visit), tiles):
+                pass
 
 
-def _tiles(rows: int, columns: int, *, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    for top in range(0, rows, _ROWS):
+def _visit_tile(left: Tensor, right: Tensor, start: int, together: int, visit: Visit, tile: Tile) -> None:
+    a, b = left[:, tile[0]], right[:, tile[1]].transpose(1, 2)
+    area = a.shape[1] * b.shape[2]
+    buffer = a.new_empty(min(len(a), max(together, _TILE // area)) * area)
+    for part in sample_slices(len(a), area, buffer.numel(), together):
+        shape = (part.stop - part.start, a.shape[1], b.shape[2])
+        overlap = buffer[: shape[0] * area].view(shape)
+        torch.bmm(a[part], b[part], out=overlap)
+        visit(tile, slice(start + part.start, start + part.stop), overlap)
+
+
+def _tiles(rows: int, columns: int, *, symmetric: bool) -> Iterator[Tile]:
+    height = min(_ROWS, max(16, rows // 8))  # some tiles for each thread also where there are few models
+    for top in range(0, rows, height):
         for left in range(top if symmetric else 0, columns, _COLUMNS):
-            yield slice(top, min(top + _ROWS, rows)), slice(left, min(left + _COLUMNS, columns))
+            yield slice(top, min(top + height, rows)), slice(left, min(left + _COLUMNS, columns))
 
 
 def _sum_of_logs(overlap: Tensor, together: int) -> Tensor:
