@@ -11,9 +11,14 @@ from taskatlas.paths.incremental import extend
 from taskatlas.paths.inpca import InPCA
 from taskatlas.paths.length import path_length, step_lengths, tortuosity
 from taskatlas.paths.mantel import Mantel, difference_matrix, hierarchy_distances, mantel
+from taskatlas.paths.past_training import trace_checkpoints
+from taskatlas.paths.predict import Prediction, predict
 from taskatlas.paths.procrustes import Procrustes, procrustes
 from taskatlas.paths.progress import progress
+from taskatlas.paths.record_file import read_record
+from taskatlas.paths.recorder import Recorder
 from taskatlas.paths.reindex import Regression
+from taskatlas.paths.schedule import every, geometric
 from taskatlas.paths.shuffle_null import ShuffleNull, shuffle_null
 from taskatlas.paths.simplex import check_simplex, from_log_probabilities
 from taskatlas.paths.symmetric_kl import symmetric_kl
@@ -25,7 +30,9 @@ __all__ = [
     "InPCA",
     "Mantel",
     "MapBootstrap",
+    "Prediction",
     "Procrustes",
+    "Recorder",
     "Regression",
     "ShuffleNull",
     "TaskTree",
@@ -34,10 +41,12 @@ __all__ = [
     "bootstrap",
     "check_simplex",
     "difference_matrix",
+    "every",
     "explained_stress",
     "extend",
     "from_log_probabilities",
     "geodesic",
+    "geometric",
     "hellinger",
     "hierarchy_distances",
     "imprint",
@@ -45,14 +54,17 @@ __all__ = [
     "mean_trajectory",
     "path_length",
     "percentile_interval",
+    "predict",
     "procrustes",
     "progress",
     "prototypes",
+    "read_record",
     "saturated_share",
     "shuffle_null",
     "step_lengths",
     "symmetric_kl",
     "task_tree",
     "tortuosity",
+    "trace_checkpoints",
     "trajectory_distance",
 ]

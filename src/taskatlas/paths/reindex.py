@@ -114,15 +114,14 @@ def _shares(roots: dict[int, Tensor], before: np.ndarray, after: np.ndarray, val
     """
     order = {t: row for row, t in enumerate(roots)}
     from_start, from_end, theta = cosines(torch.stack(list(roots.values())), truth)
-    first, second = ([order[t] for t in side.tolist()] for side in (before, after))
+    first, second = (torch.tensor([order[t] for t in side.tolist()]) for side in (before, after))
+    start_a, start_b, end_a, end_b = from_start[first], from_start[second], from_end[first], from_end[second]
     between = torch.stack([angles(roots[t - 1] if t else roots[0], roots[t]) for t in np.unique(after).tolist()])
     between = between[np.unique(after, return_inverse=True)[1]]
     low, high = torch.zeros_like(values), torch.ones_like(values)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         toward_a, toward_b = slerp_weights(between, middle[:, None])
-        start = toward_a * from_start[first] + toward_b * from_start[second]
-        end = toward_a * from_end[first] + toward_b * from_end[second]
-        slope = slope_at(start, end, theta, values)
+        slope = slope_at(toward_a * start_a + toward_b * start_b, toward_a * end_a + toward_b * end_b, theta, values)
         low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
     return high
