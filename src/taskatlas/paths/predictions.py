@@ -1,0 +1,133 @@
+"""Models to compare, wherever their predictions are: an array in memory, or runs whose files are read slab by slab."""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from taskatlas.errors import BadInput
+from taskatlas.paths.bhattacharyya import bhattacharyya
+from taskatlas.paths.hellinger import hellinger
+from taskatlas.paths.pairwise import sample_slices
+from taskatlas.paths.simplex import check_weights
+from taskatlas.paths.symmetric_kl import symmetric_kl
+from taskatlas.paths.trajectory import Trajectory, check_same_samples
+
+METRICS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {"bhattacharyya": bhattacharyya, "hellinger": hellinger, "symmetric_kl": symmetric_kl}
+)
+Predictions = np.ndarray | list[Trajectory]
+_SLAB = 2**28  # bytes of probabilities made at a time from trajectories
+
+
+def as_predictions(models: Any) -> Predictions:
+    """An array (M, N, C), or a list of runs on the same samples.
+
+    Raises:
+        BadInput: neither, or runs on other samples.
+    """
+    if isinstance(models, Trajectory):
+        return [models]
+    if isinstance(models, list | tuple) and models and all(isinstance(run, Trajectory) for run in models):
+        check_same_samples(models)
+        return list(models)
+    array: np.ndarray | None = as_numpy(models) if isinstance(models, np.ndarray | Tensor) else None
+    if array is None or array.ndim != 3:
+        raise BadInput(
+            "a map is made of trajectories, or of probabilities of the shape (models, samples, classes), not of "
+            f"{type(models).__name__ if array is None else array.shape}. For distances say metric='precomputed'."
+        )
+    return array
+
+
+def as_numpy(values: Any) -> Any:
+    """Tensors as NumPy arrays, and anything else as it is."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def sizes(models: Predictions) -> tuple[int, int, int]:
+    """Numbers of models, samples and classes."""
+    if isinstance(models, list):
+        _, samples, classes = models[0].log_probs.shape
+        return sum(len(run) for run in models), samples, classes
+    count, samples, classes = models.shape
+    return count, samples, classes
+
+
+def names(models: Predictions) -> tuple[tuple[str, ...], np.ndarray]:
+    """Run and step of each model; runs of one name, seeds of a task, are numbered."""
+    if not isinstance(models, list):
+        return ("models",) * len(models), np.arange(len(models))
+    found = [run.name for run in models]
+    seeds = [found[: position + 1].count(name) for position, name in enumerate(found)]
+    labels = [name if found.count(name) == 1 else f"{name} #{seed}" for name, seed in zip(found, seeds, strict=True)]
+    runs = tuple(label for label, run in zip(labels, models, strict=True) for _ in range(len(run)))
+    return runs, np.concatenate([run.steps for run in models])
+
+
+def distances_among(
+    models: Predictions, base: np.ndarray, metric: str, sample_weights: np.ndarray | None = None
+) -> Float[np.ndarray, "models base"]:
+    """Distances from all models to those at the positions ``base``; among these exactly symmetric."""
+    divergence = METRICS[metric]
+
+    def part(samples: slice, weights: np.ndarray | None) -> np.ndarray:
+        known = _take(models, samples)
+        if len(base) == len(known):
+            return np.asarray(divergence(known, weights=weights))
+        across = np.asarray(divergence(known, known[base], weights=weights))
+        across[base] = divergence(known[base], weights=weights)
+        return across
+
+    return _sum_over_samples(part, models, sample_weights)
+
+
+def distances_between(
+    new: Predictions, models: Predictions, metric: str, sample_weights: np.ndarray | None = None
+) -> Float[np.ndarray, "new models"]:
+    """Distances from new models to known ones.
+
+    Raises:
+        BadInput: the new models were not recorded on the same samples and classes.
+    """
+    if isinstance(new, list) and isinstance(models, list):
+        check_same_samples([models[0], *new])
+    if sizes(new)[1:] != sizes(models)[1:]:
+        raise BadInput(
+            f"the map was made from {sizes(models)[1]} samples and {sizes(models)[2]} classes, and the new models have "
+            f"{sizes(new)[1]} and {sizes(new)[2]}. Predict them on the same probe."
+        )
+    divergence = METRICS[metric]
+
+    def part(samples: slice, weights: np.ndarray | None) -> np.ndarray:
+        return np.asarray(divergence(_take(new, samples), _take(models, samples), weights=weights))
+
+    return _sum_over_samples(part, models, sample_weights)
+
+
+def _sum_over_samples(
+    part: Callable[[slice, np.ndarray | None], np.ndarray],
+    models: Predictions,
+    sample_weights: np.ndarray | None,
+) -> np.ndarray:
+    """Distances are means over samples, so those of slabs add up by their shares."""
+    count, samples, classes = sizes(models)
+    weights = check_weights(sample_weights, samples, "samples").numpy()
+    slab = _SLAB if isinstance(models, list) else count * samples * classes * 4  # an array is in memory anyway
+    total: Any = 0.0
+    for where in _slices_with_weight(samples, count * classes * 4, slab, weights):
+        total = total + weights[where].sum() * part(where, None if sample_weights is None else weights[where])
+    return np.asarray(total, dtype=np.float64)
+
+
+def _slices_with_weight(samples: int, bytes_a_sample: int, slab: int, weights: np.ndarray) -> Iterator[slice]:
+    return (where for where in sample_slices(samples, bytes_a_sample, slab) if weights[where].sum() > 0)
+
+
+def _take(models: Predictions, samples: slice) -> np.ndarray:
+    if isinstance(models, list):
+        return np.concatenate([run.probabilities(samples) for run in models])
+    return models[:, samples]

@@ -1,0 +1,127 @@
+"""Re-indexing by progress: from "after so many steps" to "so far along the way to the truth".
+
+Runs differ in pace, so they are compared at equal progress. A run's progress may fall back; the rule here is *first
+passage*: a value of progress belongs to the first snapshot that has reached it, and to the point before it on the
+geodesic from the snapshot before (Ramesh et al., ICML 2023, section 3). That point is found by bisection, for progress
+does not grow evenly along this geodesic.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Real
+from torch import Tensor
+
+from taskatlas.errors import BadInput
+from taskatlas.paths.geodesic import angles, slerp_weights
+from taskatlas.paths.progress import cosines, slope_at
+from taskatlas.paths.simplex import Truth, unit_roots
+
+_SLACK = 1e-9  # a grid that ends where the run ends may miss it by rounding
+_HALVINGS = 30
+
+
+class Regression(NamedTuple):
+    """A stretch of a run in which progress lies below the best it had: from the best to where that is reached again."""
+
+    start: float  # step of the best progress so far
+    end: float  # last step that lies below it
+    depth: float  # how far progress fell
+
+
+def find_regressions(
+    progress: Float[np.ndarray, " steps"], steps: Real[np.ndarray, " steps"]
+) -> tuple[Regression, ...]:
+    """Stretches in which progress lies below the best so far, in order.
+
+    Example:
+        >>> find_regressions(np.array([0.1, 0.4, 0.2, 0.3, 0.5]), np.array([0, 1, 2, 3, 4]))
+        (Regression(start=1.0, end=3.0, depth=0.2),)
+    """
+    found: list[Regression] = []
+    best = 0
+    for position in range(1, len(progress)):
+        fall = float(progress[best] - progress[position])
+        if fall <= 0:
+            best = position
+        elif position == best + 1:
+            found.append(Regression(float(steps[best]), float(steps[position]), fall))
+        else:
+            found[-1] = Regression(found[-1].start, float(steps[position]), max(fall, found[-1].depth))
+    return tuple(found)
+
+
+def check_grid(
+    grid: Float[np.ndarray, " grid"], progress: Float[np.ndarray, " steps"], name: str
+) -> Float[np.ndarray, " grid"]:
+    """The grid, its ends moved onto the run's where rounding alone parts them.
+
+    Raises:
+        BadInput: the grid does not increase, or leaves the progress that the run passes through.
+    """
+    low, high = float(progress[0]), float(progress.max())
+    if grid.ndim != 1 or not len(grid) or not (np.diff(grid) > 0).all():
+        raise BadInput("a grid of progress is a list of increasing numbers.")
+    if not (grid[0] >= low - _SLACK and grid[-1] <= high + _SLACK):
+        raise BadInput(
+            f"run {name!r} goes from progress {low:.4f} to {high:.4f}; the grid from {grid[0]:.4f} to {grid[-1]:.4f} "
+            "leaves this range. Choose a grid within it."
+        )
+    return grid.clip(low, high)
+
+
+def reindex(
+    log_probs: Float[np.ndarray, "steps samples classes"],
+    steps: Real[np.ndarray, " steps"],
+    progress: Float[np.ndarray, " steps"],
+    grid: Float[np.ndarray, " grid"],
+    truth: Truth,
+) -> tuple[Float[np.ndarray, "grid samples classes"], Float[np.ndarray, " grid"]]:
+    """Points of a path with the progress asked for, by first passage.
+
+    Args:
+        log_probs: the path.
+        steps: of its snapshots.
+        progress: of its snapshots, toward the same truth.
+        grid: values between ``progress[0]`` and the highest progress.
+        truth: labels or probabilities.
+
+    Returns:
+        (grid, N, C) log-probabilities, float32, and the steps, between recorded ones, at which they lie.
+    """
+    passed = np.array([int(np.argmax(progress >= value)) for value in grid])
+    before = np.maximum(passed - 1, 0)  # check_grid left of the values before the first snapshot only its own
+    used = np.unique([before, passed])
+    roots = {t: unit_roots(torch.from_numpy(np.exp(log_probs[t].astype(np.float64)))) for t in used.tolist()}
+    share = _shares(roots, before, passed, torch.from_numpy(grid), truth)
+    points = np.empty((len(grid), *log_probs.shape[1:]), dtype=np.float32)
+    for t in np.unique(passed):
+        rows = np.flatnonzero(passed == t)
+        a, b = roots[before[rows[0]]], roots[t]
+        toward_a, toward_b = slerp_weights(angles(a, b), share[rows, None])
+        for row, from_a, from_b in zip(rows, toward_a, toward_b, strict=True):
+            points[row] = (2 * (from_a[:, None] * a + from_b[:, None] * b).log()).numpy()
+    places = steps[before] + share.numpy() * (steps[passed] - steps[before])
+    return points, places.astype(np.float64)
+
+
+def _shares(roots: dict[int, Tensor], before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
+    """How far between two snapshots each value of progress is reached.
+
+    The distance to the geodesic toward the truth is convex, so a point has come further than a value exactly where the
+    distance still falls at that value. Square roots on a great circle are sums of its ends', and so are their cosines.
+    """
+    order = {t: row for row, t in enumerate(roots)}
+    from_start, from_end, theta = cosines(torch.stack(list(roots.values())), truth)
+    first, second = (torch.tensor([order[t] for t in side.tolist()]) for side in (before, after))
+    start_a, start_b, end_a, end_b = from_start[first], from_start[second], from_end[first], from_end[second]
+    between = torch.stack([angles(roots[t - 1] if t else roots[0], roots[t]) for t in np.unique(after).tolist()])
+    between = between[np.unique(after, return_inverse=True)[1]]
+    low, high = torch.zeros_like(values), torch.ones_like(values)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        toward_a, toward_b = slerp_weights(between, middle[:, None])
+        slope = slope_at(toward_a * start_a + toward_b * start_b, toward_a * end_a + toward_b * end_b, theta, values)
+        low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
+    return high

@@ -1,0 +1,52 @@
+"""Real trainings: what their pictures show is in the numbers."""
+
+import numpy as np
+import pytest
+
+from taskatlas.paths import InPCA, Trajectory, saturated_share, shuffle_null, trajectory_distance
+
+NAMES = ("all_a", "all_b", "slow", "randlab")
+
+
+@pytest.fixture(scope="module")
+def runs(real_input):
+    return {name: Trajectory.from_npz(real_input / f"zoo/cifar10-runs/{name}.traj.npz") for name in NAMES}
+
+
+def test_trainings_lie_on_a_map_of_few_axes(runs):
+    fit = InPCA(3).fit(list(runs.values()))
+    assert fit.embedding_.shape == (92, 3)
+    assert fit.explained_stress_[-1] > 0.8
+    assert np.abs(InPCA(None).fit(list(runs.values())).as_embedding().distances()).max() < 14
+    assert all(saturated_share(run.probabilities()) == 0 for run in runs.values())
+
+
+def test_two_seeds_travel_closer_than_other_trainings(runs):
+    seeds = trajectory_distance(runs["all_a"], runs["all_b"])
+    slow = trajectory_distance(runs["all_a"], runs["slow"])
+    assert 0 < seeds < 0.2
+    assert 0 < slow < 0.2
+
+
+def test_random_labels_lead_nowhere(runs):
+    assert runs["randlab"].progress().max() < 0.15
+    assert all(runs[name].progress().max() > 0.3 for name in NAMES[:3])
+    assert runs["randlab"].accuracy()[-1] == pytest.approx(0.079, abs=1e-3)
+
+
+def test_progress_asked_for_is_reached(runs):
+    for run in runs.values():
+        reached = run.progress()
+        grid = np.linspace(reached[0], reached.max(), 7)
+        assert np.abs(run.resample(grid).progress() - grid).max() < 1e-3
+
+
+def test_seeds_err_on_the_same_samples(runs):
+    assert shuffle_null(runs["all_a"], runs["all_b"], shuffles=9).p_value == 0.1
+
+
+def test_a_public_training(real_input):
+    run = Trajectory.from_npz(real_input / "zoo/fer-mini-xception.traj.npz")
+    assert len(run) == 21
+    assert run.tortuosity() > 1
+    assert 0.5 < InPCA(3).fit(run).explained_stress_[-1] < 1

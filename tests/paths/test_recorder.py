@@ -1,0 +1,343 @@
+"""The recorder changes nothing, keeps all, and says what it cannot record."""
+
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import config
+from taskatlas.probe import Probe
+from torch import nn
+
+from taskatlas.errors import BadInput, MissingExtra
+from taskatlas.paths import Recorder, every, geometric, predict, read_record
+from taskatlas.paths.record_file import RecordHeader, append_snapshot, resume_record, start_record
+
+X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
+Y = np.arange(24) % 3
+PROBE = Probe.from_arrays(X, labels=Y)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
+
+
+def train(steps=12, recorder=None, start=0):
+    """A training whose every step draws from all three random generators."""
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    net = network().train()
+    net[2].eval()  # a frozen part stays frozen
+    optimiser = torch.optim.SGD(net.parameters(), 0.3)
+    for step in range(steps):
+        if recorder is not None and step >= start:
+            recorder(net, step)
+        rows = np.random.permutation(24)[: 8 + random.randrange(8)]
+        inputs = torch.from_numpy(X[rows]) + 0.1 * torch.randn(len(rows), 6)
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(inputs), torch.from_numpy(Y[rows])).backward()
+        optimiser.step()
+    return net
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without checks of annotations, which draw from Python's random state themselves."""
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+
+
+def test_the_training_goes_on_as_if_nothing_had_been(unchecked):
+    recorder = Recorder(PROBE, schedule=every(1))
+    watched, alone = train(recorder=recorder), train()
+    assert len(recorder.steps) == 12
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[key]), key
+    assert [part.training for part in watched.modules()] == [part.training for part in alone.modules()]
+    assert all((a.grad == b.grad).all() for a, b in zip(watched.parameters(), alone.parameters(), strict=True))
+
+
+def test_what_is_recorded_is_the_network_in_evaluation_mode():
+    recorder = Recorder(PROBE)
+    net = network().train()
+    assert recorder(net, 0)
+    expected = torch.log_softmax(net.eval()(torch.from_numpy(X)), -1).detach().numpy()
+    found = recorder.trajectory()
+    assert np.allclose(found.log_probs[0], expected, atol=1e-6)
+    assert found.ids == PROBE.ids
+    assert found.labels.tolist() == Y.tolist()
+    assert found.probe == PROBE.digest
+
+
+def test_batches_change_nothing():
+    one, many = Recorder(PROBE, batch_size=24), Recorder(PROBE, batch_size=5)
+    for recorder in (one, many):
+        recorder.record(network(), 0)
+    assert np.allclose(one.trajectory().log_probs, many.trajectory().log_probs, atol=1e-6)
+
+
+# The schedule
+
+
+def steps_of(schedule, calls):
+    taken = []
+    for step in calls:
+        if schedule(step, taken[-1] if taken else None):
+            taken.append(step)
+    return taken
+
+
+def test_geometric_is_dense_early_and_sparse_late():
+    taken = steps_of(geometric(1.3), range(10_000))
+    gaps = np.diff(taken)
+    assert taken[:4] == [0, 1, 2, 3]
+    assert (np.diff(gaps) >= 0).all()
+    assert 30 < len(taken) < 40
+    assert max(np.diff(steps_of(geometric(1.3, at_most=100), range(10_000)))) == 100
+
+
+def test_calls_need_not_come_at_every_step():
+    assert steps_of(geometric(1.5), range(0, 1000, 100)) == [0, 100, 200, 300, 500, 800]
+    assert steps_of(every(3), [0, 2, 4, 6, 8]) == [0, 4, 8]
+
+
+@pytest.mark.parametrize("bad", [lambda: geometric(1.0), lambda: geometric(2.0, at_most=0), lambda: every(0)])
+def test_schedules_that_are_none(bad):
+    with pytest.raises(BadInput, match="1"):
+        bad()
+
+
+# The file
+
+
+def test_a_killed_run_keeps_all_that_was_recorded(tmp_path):
+    path = tmp_path / "run.record"
+    whole = Recorder(PROBE, path, schedule=every(1))
+    train(5, whole)
+    content = path.read_bytes()
+    assert read_record(path).steps.tolist() == [0, 1, 2, 3, 4]
+    size = 8 + 4 * 24 * 3 + 4
+    for lost in (1, 4, size - 1, size, size + 1, 3 * size + 5):
+        path.write_bytes(content[:-lost])
+        kept = 5 - -(-lost // size)
+        assert read_record(path).steps.tolist() == list(range(kept))
+        assert np.array_equal(read_record(path).log_probs, whole_run(content, tmp_path).log_probs[:kept])
+
+
+def whole_run(content, folder):
+    (folder / "whole.record").write_bytes(content)
+    return read_record(folder / "whole.record")
+
+
+def test_it_goes_on_in_the_same_file(tmp_path, unchecked):
+    path = tmp_path / "run.record"
+    train(5, Recorder(PROBE, path, schedule=every(1)))
+    path.write_bytes(path.read_bytes()[:-7])  # killed while it wrote step 4
+    again = Recorder(PROBE, path, schedule=every(1))
+    assert again.steps == [0, 1, 2, 3]
+    train(8, again)  # the training starts over; what is there is not recorded twice
+    assert again.trajectory().steps.tolist() == list(range(8))
+    straight = Recorder(PROBE, schedule=every(1))
+    train(8, straight)
+    assert np.array_equal(again.trajectory().log_probs, straight.trajectory().log_probs)
+
+
+def test_a_snapshot_that_was_damaged_ends_the_record(tmp_path):
+    path = tmp_path / "run.record"
+    train(4, Recorder(PROBE, path, schedule=every(1)))
+    content = bytearray(path.read_bytes())
+    content[-(2 * (8 + 4 * 24 * 3 + 4)) + 20] ^= 1
+    path.write_bytes(content)
+    assert read_record(path).steps.tolist() == [0, 1]
+
+
+def test_records_that_are_none(tmp_path):
+    path = tmp_path / "run.record"
+    with pytest.raises(BadInput, match="no file"):
+        read_record(path)
+    start_record(path, RecordHeader("a", ["x"], 2))
+    with pytest.raises(BadInput, match="no whole snapshot"):
+        read_record(path)
+    whole = path.read_bytes()
+    for content, words in (
+        (b"", "no record"),
+        (b"hello", "no record"),
+        (whole[:25], "damaged"),
+        (whole[:40], "damaged"),
+    ):
+        path.write_bytes(content)
+        for read in (read_record, resume_record):
+            with pytest.raises(BadInput, match=words):
+                read(path)
+        with pytest.raises(BadInput, match=words):
+            Recorder(PROBE, path)
+
+
+def test_a_record_of_something_else_is_not_written_to(tmp_path):
+    path = tmp_path / "run.record"
+    Recorder(PROBE, path).record(network(), 0)
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match="another probe"):
+        Recorder(PROBE.take(range(5)), path)
+    with pytest.raises(BadInput, match="run 'run' on this probe"):
+        Recorder(PROBE, path, name="b")
+    again = Recorder(PROBE, path)
+    with pytest.raises(BadInput, match="24 rows of 4 classes, and 24 of 3 before"):
+        again.record(nn.Linear(6, 4), 1)
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "run.record"
+    start_record(path, RecordHeader("a", ["x"], 2))
+    append_snapshot(path, 0.0, np.log([[0.5, 0.5]]))
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(BadInput, match="No space left"):
+        append_snapshot(path, 1.0, np.log([[0.5, 0.5]]))
+    assert read_record(path).steps[0] == 0
+    with pytest.raises(BadInput, match="cannot write"):
+        append_snapshot(tmp_path, 1.0, np.log([[0.5, 0.5]]))
+
+
+# What cannot be recorded
+
+
+def test_a_network_that_diverged_is_named():
+    net = network()
+    net[4].bias.data[1] = float("nan")
+    with pytest.raises(BadInput, match=r"run 'run' at step 7 gives NaN for sample '0'"):
+        Recorder(PROBE).record(net, 7)
+
+
+def test_labels_that_do_not_fit_the_network():
+    with pytest.raises(BadInput, match="labels from 0 to 2, and run 'run' predicts 2 classes"):
+        Recorder(PROBE).record(nn.Linear(6, 2), 0)
+
+
+def test_outputs_that_are_no_logits():
+    class Odd(nn.Module):
+        def __init__(self, output):
+            super().__init__()
+            self.output = output
+
+        def forward(self, x):
+            return self.output(x)
+
+    with pytest.raises(BadInput, match="without logits"):
+        predict(Odd(lambda x: "no"), PROBE)
+    with pytest.raises(BadInput, match="tokens=True"):
+        predict(Odd(lambda x: x[:, None].repeat(1, 4, 1)), PROBE)
+    with pytest.raises(BadInput, match="input_ids"):
+        predict(Odd(lambda x: x), PROBE, tokens=True)
+    expected = predict(Odd(lambda x: x), PROBE).log_probs
+    for shape in (lambda x: (x, None), lambda x: {"logits": x}, lambda x: types.SimpleNamespace(logits=x)):
+        assert np.array_equal(predict(Odd(shape), PROBE).log_probs, expected)
+    assert predict(Odd(lambda x: x.half()), PROBE).log_probs.dtype == np.float32
+
+
+def test_nothing_recorded_yet():
+    with pytest.raises(BadInput, match="no snapshot yet"):
+        Recorder(PROBE).trajectory()
+
+
+# Language models
+
+
+class Bigrams(nn.Module):
+    """Expects the token after the one it sees."""
+
+    def __init__(self, vocabulary=7):
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, vocabulary)
+
+    def forward(self, input_ids, attention_mask=None):
+        return types.SimpleNamespace(logits=self.table(input_ids))
+
+
+def tokenised(texts):
+    length = max(map(len, texts))
+    codes = [[ord(letter) - ord("a") for letter in text] for text in texts]
+    return {
+        "input_ids": torch.tensor([code + [0] * (length - len(code)) for code in codes]),
+        "attention_mask": torch.tensor([[1] * len(code) + [0] * (length - len(code)) for code in codes]),
+    }
+
+
+def test_language_models_are_recorded_token_by_token():
+    texts = Probe.from_text(["abc", "fgfgf", "d", "ba"])
+    recorder = Recorder(texts, prepare=tokenised, tokens=True, batch_size=2)
+    net = Bigrams()
+    recorder.record(net, 0)
+    found = recorder.trajectory()
+    assert found.ids == ("0:0", "0:1", "1:0", "1:1", "1:2", "1:3", "3:0")
+    assert found.labels.tolist() == [1, 2, 6, 5, 6, 5, 0]
+    seen = torch.tensor([0, 1, 5, 6, 5, 6, 1])
+    assert np.allclose(found.log_probs[0], torch.log_softmax(net.table(seen), -1).detach().numpy(), atol=1e-6)
+
+
+# Other people's loops
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x, labels=None):
+        logits = self.body(x)
+        return (
+            {"logits": logits}
+            if labels is None
+            else {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+        )
+
+
+def trained_by_hugging_face(folder, callbacks):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    rows = [{"x": torch.from_numpy(x), "labels": torch.tensor(int(y))} for x, y in zip(X, Y, strict=True)]
+    arguments = transformers.TrainingArguments(
+        str(folder), max_steps=6, per_device_train_batch_size=8, report_to=[], disable_tqdm=True, use_cpu=True, seed=3
+    )
+    model = Classifier()
+    transformers.Trainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
+    return model
+
+
+def test_hugging_face_trainer(tmp_path):
+    recorder = Recorder(PROBE, tmp_path / "run.record", schedule=every(2))
+    watched = trained_by_hugging_face(tmp_path, [recorder.hugging_face()])
+    alone = trained_by_hugging_face(tmp_path, [])
+    assert recorder.steps == [0, 2, 4, 6]
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[key]), key
+    assert np.allclose(read_record(tmp_path / "run.record").log_probs[-1], predict(watched, PROBE).log_probs)
+
+
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_lightning_callback(monkeypatch, package):
+    for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtra, match="lightning"):
+        Recorder(PROBE).lightning()
+    stub = types.ModuleType(package)
+    stub.Callback = type("Callback", (), {})
+    monkeypatch.setitem(sys.modules, package.split(".")[0], types.ModuleType("lightning"))
+    monkeypatch.setitem(sys.modules, package, stub)
+    recorder = Recorder(PROBE, schedule=every(2))
+    callback = recorder.lightning()
+    assert isinstance(callback, stub.Callback)
+    net = network()
+    trainer = types.SimpleNamespace(global_step=0, is_global_zero=True)
+    callback.on_train_start(trainer, net)
+    for step in range(1, 6):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, net, None, None, 0)
+    callback.on_train_end(trainer, net)
+    assert recorder.steps == [0, 2, 4, 5]
+    trainer.is_global_zero, trainer.global_step = False, 9
+    callback.on_train_end(trainer, net)
+    assert recorder.steps == [0, 2, 4, 5]
