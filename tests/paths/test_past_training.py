@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from taskatlas.probe import Probe
 from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.paths import predict, trace_checkpoints
+from taskatlas.probe import Probe
 from taskatlas.store import Store
 
 PROBE = Probe.from_arrays(np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32), labels=np.arange(9) % 3)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import config
-from taskatlas.probe import Probe
 from torch import nn
 
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.paths import Recorder, every, geometric, predict, read_record
 from taskatlas.paths.record_file import RecordHeader, append_snapshot, resume_record, start_record
+from taskatlas.probe import Probe
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
 Y = np.arange(24) % 3
