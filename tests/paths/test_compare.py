@@ -82,11 +82,23 @@ def test_runs_without_common_progress():
     early = run(steps=3, speed=0.2, noise=0.01)
     P = learning(noise=0.0)[6:]
     late = Trajectory("late", np.log(P), range(3), early.ids, early.labels)
-    with pytest.raises(BadInput, match=r"'a' and 'late' have no progress in common.*from 0.* to .* and from"):
+    with pytest.raises(BadInput, match=r"no progress in common: 'a' goes from 0.* to .*'late' goes from"):
         trajectory_distance(early, late)
-    with pytest.raises(BadInput, match="no common range"):
+    with pytest.raises(BadInput, match="no progress in common"):
         mean_trajectory([early, late])
     assert trajectory_distance(early, late, method="frechet") > 0
+
+
+def test_runs_that_share_little_progress_are_compared_at_finer_values():
+    a, b = run(speed=0.02, noise=0.3), run(seed=1)
+    low = max(r.progress()[0] for r in (a, b))
+    high = min(r.progress().max() for r in (a, b))
+    assert 0 < high - low < 0.1
+    grid = np.linspace(low, high, 11)
+    pairs = zip(a.resample(grid).probabilities(), b.resample(grid).probabilities(), strict=True)
+    expected = np.mean([bhattacharyya(p[None], q[None])[0, 0] for p, q in pairs])
+    assert trajectory_distance(a, b) == pytest.approx(expected, rel=1e-4)
+    assert len(mean_trajectory([a, b])) == 11
 
 
 def test_frechet_against_all_ways():

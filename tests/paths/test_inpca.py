@@ -12,7 +12,7 @@ from tests.paths.make import learning, models, run
 from tests.references import paths as reference
 
 from taskatlas.errors import BadInput
-from taskatlas.paths import Embedding, InPCA, bhattacharyya, bootstrap, explained_stress, hellinger, procrustes
+from taskatlas.paths import Embedding, InPCA, bhattacharyya, explained_stress, hellinger, procrustes
 
 SEEDS = st.integers(0, 999)
 
@@ -185,7 +185,7 @@ def test_the_bootstrap_is_centred_on_the_map_and_narrows_with_samples():
     def spread(samples):
         P = np.concatenate([learning(seed, samples=samples) for seed in range(2)])
         fit = InPCA(2).fit(P)
-        found = bootstrap(P, fit, resamples=20)
+        found = fit.bootstrap(20)
         assert found.coordinates.shape == (20, 18, 2)
         assert np.abs(found.coordinates.mean(0) - fit.embedding_).max() < 4 * found.coordinates.std(0).max()
         return found.coordinates.std(0).mean()
@@ -196,14 +196,14 @@ def test_the_bootstrap_is_centred_on_the_map_and_narrows_with_samples():
 def test_the_bootstrap_is_fixed_by_its_seed_and_takes_runs():
     runs = [run("a"), run("b", seed=1)]
     fit = InPCA(2).fit(runs)
-    found, again = bootstrap(runs, fit, 3, seed=5), bootstrap(runs, fit, 3, seed=5)
+    found, again = fit.bootstrap(3, seed=5), fit.bootstrap(3, seed=5)
     assert (found.coordinates == again.coordinates).all()
-    assert (found.coordinates != bootstrap(runs, fit, 3, seed=6).coordinates).any()
+    assert (found.coordinates != fit.bootstrap(3, seed=6).coordinates).any()
     assert "3 resamples" in repr(found)
-    with pytest.raises(BadInput, match="not of these"):
-        bootstrap(runs[:1], fit, 3)
-    with pytest.raises(BadInput, match="precomputed"):
-        bootstrap(runs, InPCA(2, "precomputed").fit(bhattacharyya(models())), 3)
+    P = models()
+    for other in (InPCA(2, "precomputed").fit(bhattacharyya(P)), InPCA(2, landmarks=3).fit(P)):
+        with pytest.raises(BadInput, match="draws samples again"):
+            other.bootstrap(3)
 
 
 def test_scikit_learn_accepts_it(monkeypatch):

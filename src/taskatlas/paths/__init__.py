@@ -1,7 +1,7 @@
 """The room of paths: how training moves through prediction space."""
 
 from taskatlas.paths.bhattacharyya import bhattacharyya, saturated_share
-from taskatlas.paths.bootstrap import MapBootstrap, bootstrap, percentile_interval
+from taskatlas.paths.bootstrap import MapBootstrap, percentile_interval
 from taskatlas.paths.compare import mean_trajectory, trajectory_distance
 from taskatlas.paths.embedding import Embedding, explained_stress
 from taskatlas.paths.geodesic import geodesic
@@ -38,7 +38,6 @@ __all__ = [
     "TaskTree",
     "Trajectory",
     "bhattacharyya",
-    "bootstrap",
     "check_simplex",
     "difference_matrix",
     "every",

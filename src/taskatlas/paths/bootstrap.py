@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float
 
 from taskatlas.engine import track
-from taskatlas.errors import BadInput
+from taskatlas.paths.decomposition import decompose
 from taskatlas.paths.embedding import explained_stress
-from taskatlas.paths.inpca import InPCA, decompose
-from taskatlas.paths.predictions import as_predictions, distances_among, sizes
+from taskatlas.paths.predictions import Predictions, distances_among, sizes
 from taskatlas.paths.procrustes import procrustes
+from taskatlas.paths.simplex import check_weights
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,44 +43,31 @@ def percentile_interval(values: Float[np.ndarray, "resamples *shape"], level: fl
     return np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
-def bootstrap(models: Any, fit: InPCA, resamples: int = 100, *, seed: int = 0) -> MapBootstrap:
-    """Maps of a probe whose samples are drawn with replacement: how much of a map is owed to these samples?
-
-    Each map keeps as many space-like and time-like axes as the fit has, and is turned onto it by Procrustes; models of
-    all resamples are thus on the same axes. All models have even weights.
-
-    Args:
-        models: what ``fit`` was fitted to, trajectories or probabilities.
-        fit: the map to lay the others over.
-        resamples: how many.
-        seed: of the draws.
-
-    Raises:
-        BadInput: the fit is one of precomputed distances, or of other models.
-
-    Example:
-        >>> P = np.random.default_rng(0).dirichlet(np.ones(3), size=(6, 40))
-        >>> bootstrap(P, InPCA(n_components=2).fit(P), resamples=5).coordinates.shape
-        (5, 6, 2)
-    """
-    if fit.metric == "precomputed":
-        raise BadInput("a bootstrap draws samples again, and precomputed distances hold none: fit the predictions.")
-    found = as_predictions(models)
-    count, samples, _ = sizes(found)
-    if fit.embedding_.shape[0] != count:
-        raise BadInput(f"the fit is a map of {fit.embedding_.shape[0]} models, not of these {count}.")
+def resampled_maps(
+    models: Predictions,
+    metric: str,
+    target: tuple[np.ndarray, np.ndarray],
+    *,
+    point_weights: np.ndarray,
+    sample_weights: np.ndarray | None,
+    resamples: int,
+    seed: int,
+) -> MapBootstrap:
+    """Maps of resampled probes, laid over the target: coordinates (M, k) and the signs of their axes (k,)."""
+    embedding, signature = target
+    count, samples, _ = sizes(models)
+    chances = check_weights(sample_weights, samples, "samples").numpy()
     random = np.random.default_rng(seed)
-    everyone, even = np.arange(count), np.full(count, 1 / count)
-    coordinates = np.zeros((resamples, *fit.embedding_.shape))
+    coordinates = np.zeros((resamples, *embedding.shape))
     eigenvalues = np.zeros((resamples, count))
     for draw in track(range(resamples), "resampling the probe"):
-        times = random.multinomial(samples, np.full(samples, 1 / samples)).astype(np.float64)
-        values, axes = decompose(distances_among(found, everyone, fit.metric, times), even)
+        times = random.multinomial(samples, chances).astype(np.float64)
+        values, axes = decompose(distances_among(models, np.arange(count), metric, times), point_weights)
         for sign in (1, -1):
-            wanted = np.flatnonzero(fit.signature_ == sign)
+            wanted = np.flatnonzero(signature == sign)
             there = np.flatnonzero(np.sign(values) == sign)[: len(wanted)]
             coordinates[draw][:, wanted[: len(there)]] = axes[:, there]
-        motion = procrustes(coordinates[draw], fit.embedding_, fit.signature_)
+        motion = procrustes(coordinates[draw], embedding, signature)
         coordinates[draw], eigenvalues[draw] = motion.apply(coordinates[draw]), values
-    stress = np.stack([explained_stress(values)[: len(fit.signature_)] for values in eigenvalues])
+    stress = np.stack([explained_stress(values)[: len(signature)] for values in eigenvalues])
     return MapBootstrap(coordinates, eigenvalues, stress)

@@ -1,8 +1,10 @@
 """How far apart two runs are: at equal progress, not at equal step.
 
-Runs are re-indexed by progress on one grid, the probabilities of seeds are averaged at each value, the distance is
-taken there, and its mean over the values that both sides pass through is the distance between runs (Ramesh et al.,
-ICML 2023, section 3). All runs use the same grid, so distances among many are means over the same places.
+Runs are re-indexed by progress, the probabilities of seeds are averaged at each value, the distance is taken there, and
+its mean over the values that both sides pass through is the distance between runs (Ramesh et al., ICML 2023, section
+2). All use one grid, hundredths of the way to the truth, and finer values where both have come less than a tenth of it.
+A run that hardly comes forward is thus compared near its start only, where all runs are alike; Fréchet's distance,
+which asks for no progress, tells it from the others.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from taskatlas.paths.trajectory import Trajectory, check_same_samples
 Runs = Trajectory | Sequence[Trajectory]
 GRID = np.linspace(0, 1, 101)
 GRID.flags.writeable = False
+_FEW = 11  # runs that share fewer values of the grid are compared at so many of their own
 
 
 def trajectory_distance(
@@ -28,7 +31,6 @@ def trajectory_distance(
     b: Runs,
     *,
     truth: Truth | None = None,
-    grid: Float[np.ndarray, " grid"] = GRID,
     method: Literal["progress", "frechet"] = "progress",
 ) -> float:
     """Distance between two tasks' runs in nats; runs may differ in length.
@@ -37,7 +39,6 @@ def trajectory_distance(
         a: a run, or several seeds of a task.
         b: the same for the other side, on the same samples.
         truth: labels or probabilities that progress is measured toward; the first run's labels where there are none.
-        grid: values of progress; those that a run never passes through are left out.
         method: ``"progress"``: mean Bhattacharyya distance at equal progress. ``"frechet"``: discrete Fréchet distance,
             the least over all ways to walk both runs forward of the largest distance on the way; it needs no truth, and
             one run a side.
@@ -63,14 +64,13 @@ def trajectory_distance(
     if method != "progress":
         raise BadInput(f"there is no distance between runs {method!r}. Choose progress or frechet.")
     found = left[0].truth(truth)
-    return distance_on_grid(on_grid(left, grid, found), on_grid(right, grid, found))
+    return mean_distance(*matched(at_equal_progress(left, found), at_equal_progress(right, found)))
 
 
 def mean_trajectory(
     runs: Sequence[Trajectory],
     *,
     truth: Truth | None = None,
-    grid: Float[np.ndarray, " grid"] = GRID,
     name: str | None = None,
 ) -> Trajectory:
     """The mean of several seeds: probabilities averaged at equal progress, over the range that all pass through.
@@ -80,7 +80,6 @@ def mean_trajectory(
     Args:
         runs: seeds, on the same samples.
         truth: as ``trajectory_distance``.
-        grid: values of progress; those that a seed never passes through are left out.
         name: of the mean; the first seed's where there is none.
 
     Returns:
@@ -90,9 +89,13 @@ def mean_trajectory(
         BadInput: other samples, no truth, or no common range of progress.
     """
     check_same_samples(_seeds(runs))
-    mean = on_grid(runs, grid, runs[0].truth(truth))
-    if not len(mean.probs):
-        raise BadInput(f"these seeds have no common range of progress: {_ranges(mean)}.")
+    mean = at_equal_progress(runs, runs[0].truth(truth))
+    if mean.low > mean.high:
+        raise BadInput(
+            f"these seeds have no progress in common: one starts at {mean.low:.4f}, one ends at {mean.high:.4f}."
+        )
+    if len(mean.probs) < _FEW:
+        mean = at_equal_progress(runs, mean.truth, np.unique(np.linspace(mean.low, mean.high, _FEW)))
     note = f"mean of {len(runs)} seeds at equal progress (first passage)"
     with np.errstate(divide="ignore"):
         log_probs = np.log(mean.probs)
@@ -100,46 +103,59 @@ def mean_trajectory(
 
 
 @dataclass(frozen=True, eq=False)
-class OnGrid:
+class EqualProgress:
     """Mean predictions of seeds at the values of a grid of progress that all of them pass through."""
 
-    name: str
-    start: int  # first such value's position in the grid
+    runs: Sequence[Trajectory]
+    truth: Truth
+    low: float  # progress from which and
+    high: float  # to which all seeds go
+    first: int  # position in the grid of the first value
     probs: Float[np.ndarray, "some samples classes"]
     steps: Float[np.ndarray, " some"]  # mean over the seeds
-    low: float  # progress from which and
-    high: float  # to which the seeds go
+
+    def __str__(self) -> str:
+        return f"{self.runs[0].name!r} goes from {self.low:.4f} to {self.high:.4f}"
 
 
-def on_grid(runs: Sequence[Trajectory], grid: Float[np.ndarray, " grid"], truth: Truth) -> OnGrid:
-    """Brings seeds of one task to the values of a grid that all of them pass through."""
+def at_equal_progress(
+    runs: Sequence[Trajectory], truth: Truth, grid: Float[np.ndarray, " grid"] = GRID
+) -> EqualProgress:
+    """Brings the seeds of one task to the values of a grid that all of them pass through."""
     reached = [run.progress(truth) for run in runs]
     low = max(float(values[0]) for values in reached)
     high = min(float(values.max()) for values in reached)
     inside = np.flatnonzero((grid >= low) & (grid <= high))
     if not len(inside):
         nothing = np.zeros((0, *runs[0].log_probs.shape[1:]))
-        return OnGrid(runs[0].name, 0, nothing, np.zeros(0), low, high)
+        return EqualProgress(runs, truth, low, high, 0, nothing, np.zeros(0))
     seeds = [run.resample(grid[inside], truth) for run in runs]
     probs = np.mean([np.exp(seed.log_probs.astype(np.float64)) for seed in seeds], axis=0)
     steps = np.mean([seed.steps for seed in seeds], axis=0)
-    return OnGrid(runs[0].name, int(inside[0]), probs, steps, low, high)
+    return EqualProgress(runs, truth, low, high, int(inside[0]), probs, steps)
 
 
-def distance_on_grid(a: OnGrid, b: OnGrid) -> float:
-    """Mean Bhattacharyya distance over the values of progress that both sides have.
+def matched(a: EqualProgress, b: EqualProgress) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions of both sides at the same values of progress: the grid's, or finer ones where they share few.
 
     Raises:
-        BadInput: there are none.
+        BadInput: they share no progress at all; the message says from where to where each goes.
     """
-    first, last = max(a.start, b.start), min(a.start + len(a.probs), b.start + len(b.probs))
-    if first >= last:
-        raise BadInput(
-            f"runs {a.name!r} and {b.name!r} have no progress in common on this grid: {_ranges(a)} and {_ranges(b)}. "
-            "Give a finer grid, or leave one out."
-        )
-    left, right = (unit_roots(torch.from_numpy(side.probs[first - side.start : last - side.start])) for side in (a, b))
-    apart = (left - right).square().sum(-1) / 2  # 1 less the coefficient: exactly 0 for a run and itself
+    first, last = max(a.first, b.first), min(a.first + len(a.probs), b.first + len(b.probs))
+    if last - first >= _FEW:
+        return a.probs[first - a.first : last - a.first], b.probs[first - b.first : last - b.first]
+    low, high = max(a.low, b.low), min(a.high, b.high)
+    if low > high:
+        raise BadInput(f"these runs have no progress in common: {a}, {b}. Compare them by method='frechet'.")
+    grid = np.unique(np.linspace(low, high, _FEW))
+    left, right = (at_equal_progress(side.runs, side.truth, grid).probs for side in (a, b))
+    return left, right
+
+
+def mean_distance(left: Float[np.ndarray, "some samples classes"], right: Float[np.ndarray, "_ _ _"]) -> float:
+    """Mean over the first axis of the Bhattacharyya distances between predictions of the same place."""
+    a, b = (unit_roots(torch.from_numpy(side)) for side in (left, right))
+    apart = (a - b).square().sum(-1) / 2  # 1 less the coefficient: exactly 0 for a run and itself
     return float(-torch.log1p(-apart.clamp(max=1 - FLOOR)).mean()) + 0.0
 
 
@@ -164,7 +180,3 @@ def _seeds(runs: Runs) -> list[Trajectory]:
     if not seeds:
         raise BadInput("there is no run to compare: give one trajectory a side, or several seeds.")
     return seeds
-
-
-def _ranges(side: OnGrid) -> str:
-    return f"from {side.low:.3f} to {side.high:.3f}" if side.low <= side.high else "its seeds share none"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 
 from taskatlas.errors import BadInput
 from taskatlas.store import atomic_write, digest
@@ -114,7 +113,7 @@ class Embedding:
                 f"{path} is no embedding that can be read ({error}). Give a file that Embedding.save wrote."
             ) from error
 
-    def plot(self, ax: Any = None, *, axes: Sequence[int] = (0, 1)) -> Axes:
+    def plot(self, ax: Any = None, *, axes: Sequence[int] = (0, 1)) -> Any:
         """Draws the runs as lines in two or three axes of the map, time-like ones marked as such.
 
         A run's first point is hollow and its last is filled. Along a time-like axis (dashed, grey) distance counts
@@ -140,18 +139,18 @@ class Embedding:
             rows = np.flatnonzero(np.array(self.runs) == run)
             points = self.coordinates[rows[np.argsort(self.steps[rows], kind="stable")]][:, list(axes)].T
             (line,) = ax.plot(*points, linewidth=1.2, marker=".", markersize=4, label=run)
-            ax.plot(*points[:, :1], marker="o", markerfacecolor="white", markeredgecolor=line.get_color())
+            ax.plot(*points[:, :1], marker="o", color=line.get_color(), markerfacecolor="white")
             ax.plot(*points[:, -1:], marker="o", color=line.get_color())
         for axis, letter in zip(axes, "xyz", strict=False):
             self._label(ax, letter, axis)
+        shown = len(axes) if sorted(axes) == list(range(len(axes))) else len(self.signs)
         ax.set_title(
-            f"InPCA of {len(self.runs)} models: {self.explained_stress[-1]:.0%} of stress on {len(self.signs)} axes"
+            f"InPCA of {len(self.runs)} models: {self.explained_stress[shown - 1]:.0%} of stress on {shown} axes"
         )
         ax.legend(frameon=False, fontsize="small")
         if len(axes) == 2:
             ax.set_aspect("equal", adjustable="datalim")
-        drawn: Axes = ax
-        return drawn
+        return ax
 
     def _label(self, ax: Any, letter: str, axis: int) -> None:
         time_like = self.signs[axis] < 0

@@ -17,7 +17,7 @@ def hellinger(
     """Pairwise squared Hellinger distance, averaged over samples.
 
     h(P, Q) = 1 - mean_n sum_c sqrt(p_nc q_nc): 0 for equal models, 1 for models that never overlap. It needs no floor;
-    close models have h = d, the Bhattacharyya distance, to first order (Quinn et al., PNAS 2019, section 2).
+    close models have h = d, the Bhattacharyya distance, to first order (Quinn et al., PNAS 2019).
 
     Args:
         probs: probabilities, rows on the simplex to 1e-4.

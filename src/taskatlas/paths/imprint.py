@@ -1,7 +1,7 @@
 """Imprinting: a network trained on one label set predicts another, by the distance to each class's mean feature.
 
 The prototype μ_k is the mean feature of class k on an imprinting set, and p(k | x) = softmax_k(-‖φ(x) - μ_k‖² / T)
-(Ramesh et al., ICML 2023, section 4); with cosine similarity, softmax_k(cos(φ(x), μ_k) / T). Predictions on the samples
+(Ramesh et al., ICML 2023, section 2); with cosine similarity, softmax_k(cos(φ(x), μ_k) / T). Predictions on the samples
 that made the prototypes flatter the network, so here a sample's own feature is left out of its class's mean, unless
 other samples are predicted.
 """

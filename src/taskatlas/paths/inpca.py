@@ -9,16 +9,17 @@ Points may have weights: with w summing to one and s = M w, J = I - 1 wᵀ, and 
 Even weights change nothing; a point of weight zero shapes neither centre nor axes and is projected like a new one.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from taskatlas.errors import BadInput
+from taskatlas.paths.bootstrap import MapBootstrap, resampled_maps
+from taskatlas.paths.decomposition import decompose
 from taskatlas.paths.embedding import Embedding, explained_stress
 from taskatlas.paths.predictions import (
     METRICS,
@@ -32,29 +33,6 @@ from taskatlas.paths.predictions import (
 from taskatlas.paths.simplex import check_weights
 
 _NOTHING = 1e-13  # an eigenvalue below this share of the largest is rounding; nothing is projected on its axis
-
-
-class Decomposition(NamedTuple):
-    """All axes of a map: M signed eigenvalues by magnitude, and (M, M) coordinates, a column for each."""
-
-    eigenvalues: Float[np.ndarray, " models"]
-    coordinates: Float[np.ndarray, "models models"]
-
-
-def decompose(distances: Float[np.ndarray, "models models"], weights: Float[np.ndarray, " models"]) -> Decomposition:
-    """The signed eigendecomposition of centred distances; weights sum to one.
-
-    Example:
-        >>> decompose(np.array([[0.0, 4.0], [4.0, 0.0]]), np.array([0.5, 0.5])).coordinates[:, 0]
-        array([ 1., -1.])
-    """
-    means = distances @ weights
-    scale = np.sqrt(len(weights) * weights)
-    inner = -0.5 * (distances - means[:, None] - means + means @ weights) * scale[:, None] * scale
-    values, vectors = scipy.linalg.eigh((inner + inner.T) / 2)
-    order = np.argsort(-np.abs(values), kind="stable")
-    coordinates = vectors[:, order] * np.sqrt(np.abs(values[order])) / scale[:, None]
-    return Decomposition(values[order], coordinates * _fixed_signs(coordinates))
 
 
 class InPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -175,6 +153,40 @@ class InPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         across = distances_between(as_predictions(X), self._models, self.metric, self._sample_weights)
         return self._onto_axes(across[:, self.base_])
 
+    def bootstrap(self, resamples: int = 100, *, seed: int = 0) -> MapBootstrap:
+        """Maps of the probe's samples drawn with replacement: how much of this map is owed to these samples?
+
+        Each keeps as many space-like and time-like axes as this one, and Procrustes turns it onto this one. Models have
+        the weights that they have here; samples are drawn by theirs.
+
+        Args:
+            resamples: how many maps.
+            seed: of the draws.
+
+        Raises:
+            BadInput: the map was made of precomputed distances, or not of all models.
+
+        Example:
+            >>> P = np.random.default_rng(0).dirichlet(np.ones(3), size=(6, 40))
+            >>> InPCA(n_components=2).fit(P).bootstrap(5).coordinates.shape
+            (5, 6, 2)
+        """
+        check_is_fitted(self, "embedding_")
+        if self.metric == "precomputed" or len(self.base_) < len(self.embedding_):
+            raise BadInput(
+                "a bootstrap draws samples again, so it needs predictions in place of precomputed distances, and a map "
+                "that all models made: no landmarks, no weights of zero."
+            )
+        return resampled_maps(
+            self._models,
+            self.metric,
+            (self.embedding_, self.signature_),
+            point_weights=self._weights,
+            sample_weights=self._sample_weights,
+            resamples=resamples,
+            seed=seed,
+        )
+
     def as_embedding(self) -> Embedding:
         """The map as a value to save and draw, with the run and the step of each point."""
         check_is_fitted(self, "embedding_")
@@ -227,10 +239,3 @@ def _checked_distances(distances: np.ndarray) -> np.ndarray:
     if float(np.abs(distances.diagonal()).max(initial=0.0)) > 1e-6 * size:
         raise BadInput("this matrix has a diagonal that is not zero. Give distances, not similarities.")
     return distances
-
-
-def _fixed_signs(coordinates: Float[np.ndarray, "models axes"]) -> Float[np.ndarray, " axes"]:
-    """Signs that make each axis's largest coordinate positive; ties to nine digits go to the first."""
-    magnitudes = np.abs(coordinates)
-    first = np.argmax(magnitudes >= (1 - 1e-9) * magnitudes.max(0), axis=0)
-    return np.where(coordinates[first, np.arange(coordinates.shape[1])] < 0, -1.0, 1.0)

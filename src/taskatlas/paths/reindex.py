@@ -2,7 +2,7 @@
 
 Runs differ in pace, so they are compared at equal progress. A run's progress may fall back; the rule here is *first
 passage*: a value of progress belongs to the first snapshot that has reached it, and to the point before it on the
-geodesic from the snapshot before (Ramesh et al., ICML 2023, section 3). That point is found by bisection, for progress
+geodesic from the snapshot before (Ramesh et al., ICML 2023, section 2). That point is found by bisection, for progress
 does not grow evenly along this geodesic.
 """
 

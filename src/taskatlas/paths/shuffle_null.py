@@ -5,14 +5,14 @@ err on the same samples in the same way, the shuffle moves them apart. Progress 
 samples, and a class's samples stay with the class.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.paths.compare import GRID, distance_on_grid, on_grid
+from taskatlas.paths.compare import at_equal_progress, matched, mean_distance
 from taskatlas.paths.simplex import Labels, check_labels
 from taskatlas.paths.trajectory import Trajectory, check_same_samples
 
@@ -44,7 +44,6 @@ def shuffle_null(
     labels: Labels | None = None,
     *,
     shuffles: int = 99,
-    grid: Float[np.ndarray, " grid"] = GRID,
     seed: int = 0,
 ) -> ShuffleNull:
     """The distance between two runs at equal progress, and its null: samples of ``b`` shuffled within each class.
@@ -54,7 +53,6 @@ def shuffle_null(
         b: another, on the same samples.
         labels: the true classes; the first run's where there are none.
         shuffles: how many.
-        grid: as in ``trajectory_distance``.
         seed: of the shuffles.
 
     Raises:
@@ -72,14 +70,14 @@ def shuffle_null(
     members = [rows for label in np.unique(truth) if len(rows := np.flatnonzero(truth == label)) > 1]
     if not members:
         raise BadInput("no class has two samples, so there is nothing to shuffle within classes.")
-    left, right = on_grid([a], grid, truth), on_grid([b], grid, truth)
-    distance = distance_on_grid(left, right)
+    left, right = matched(at_equal_progress([a], truth), at_equal_progress([b], truth))
+    distance = mean_distance(left, right)
     random = np.random.default_rng(seed)
     null = np.empty(shuffles)
     for position in track(range(shuffles), "shuffling within classes"):
         order = np.arange(len(truth))
         for rows in members:
             order[rows] = random.permutation(rows)
-        null[position] = distance_on_grid(left, replace(right, probs=right.probs[:, order]))
+        null[position] = mean_distance(left, right[:, order])
     no_larger = int((null <= distance * (1 + 1e-9)).sum())  # sums in another order round otherwise
     return ShuffleNull(distance, null, (1 + no_larger) / (1 + shuffles))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -294,7 +293,7 @@ class Trajectory:
         length = self.length()
         return 1.0 if length == 0 else (length / ends if ends > 0 else float("inf"))
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Any = None) -> Any:
         """Draws progress (left) and accuracy, both from 0 to 1, against steps.
 
         Raises:

@@ -7,14 +7,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import cophenet, dendrogram, linkage
 from scipy.spatial.distance import squareform
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.paths.compare import GRID, distance_on_grid, on_grid
+from taskatlas.paths.compare import at_equal_progress, matched, mean_distance
 from taskatlas.paths.simplex import Truth
 from taskatlas.paths.trajectory import Trajectory, check_same_samples
 from taskatlas.store import atomic_write, digest
@@ -87,7 +85,7 @@ class TaskTree:
                 f"{path} is no task tree that can be read ({error}). Give one that TaskTree.save wrote."
             ) from error
 
-    def plot(self, figure: Figure | None = None) -> Figure:
+    def plot(self, figure: Any = None) -> Any:
         """Draws the tree beside the heat map of distances, each task's name once, in the tree's order."""
         import matplotlib.pyplot as plt
 
@@ -106,7 +104,6 @@ def task_tree(
     runs: Sequence[Trajectory],
     *,
     truth: Truth | None = None,
-    grid: Float[np.ndarray, " grid"] = GRID,
     method: Linkage = "average",
 ) -> TaskTree:
     """The tree of tasks by the distances between their runs; runs of one name are seeds of one task.
@@ -114,7 +111,6 @@ def task_tree(
     Args:
         runs: at least two tasks, on the same samples.
         truth: labels or probabilities that progress is measured toward; the first run's labels where there are none.
-        grid: values of progress, as in ``trajectory_distance``.
         method: how groups are joined: average, single, complete or weighted.
 
     Raises:
@@ -136,17 +132,15 @@ def task_tree(
         raise BadInput("a tree joins two tasks at least; runs of one name count as seeds of one task.")
     check_same_samples(runs)
     found = runs[0].truth(truth)
-    sides = [on_grid(seeds, grid, found) for seeds in track(list(tasks.values()), "re-indexing by progress")]
+    sides = [at_equal_progress(seeds, found) for seeds in track(list(tasks.values()), "re-indexing by progress")]
     distances = np.zeros((len(sides), len(sides)))
     for i, first in enumerate(sides):
         for j, second in enumerate(sides[:i]):
-            distances[i, j] = distances[j, i] = distance_on_grid(first, second)
+            distances[i, j] = distances[j, i] = mean_distance(*matched(first, second))
     return TaskTree(tuple(tasks), distances, linkage(squareform(distances), method=method))
 
 
-def _draw_heat_map(
-    ax: Axes, distances: np.ndarray, names: Sequence[str], leaves: Sequence[int], figure: Figure
-) -> None:
+def _draw_heat_map(ax: Any, distances: np.ndarray, names: Sequence[str], leaves: Sequence[int], figure: Any) -> None:
     order = list(leaves)
     image = ax.imshow(distances[np.ix_(order, order)], origin="lower", cmap="viridis", aspect="auto")
     ax.set_yticks(range(len(order)), [names[leaf] for leaf in order])
