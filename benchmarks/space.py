@@ -97,22 +97,20 @@ def bench_kernel(m: int, n: int, d: int, rounds: int, rate: float) -> dict:
 
 
 _MEMORY_PROBE = """
-import resource, sys, numpy as np
+import sys, numpy as np
 from pathlib import Path
 from taskatlas.space import cka_matrix
 mode, folder = sys.argv[1], Path(sys.argv[2])
 x = np.random.default_rng(0).normal(size=(600, 64)).astype("f4")
 cka_matrix([x, x * 2 + 1])  # libraries, threads and their buffers are there before we measure
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-def current():
+def memory():  # of this program alone; getrusage would count what the parent held before it started us
     fields = Path("/proc/self/status").read_text().splitlines()
-    return {line.split()[0]: int(line.split()[1]) * 1024 for line in fields if line.startswith("Rss")}
-before = current()
+    return {line.split()[0]: int(line.split()[1]) * 1024 for line in fields if line.startswith(("Rss", "Vm"))}
+before = memory()
 features = [np.load(path, mmap_mode="r" if mode == "mapped" else None) for path in sorted(folder.glob("*.npy"))]
-base = sum(before.values())
 cka_matrix(features)
-private = current()["RssAnon:"] - before["RssAnon:"]
-print(peak() - base, private)
+private = memory()["RssAnon:"] - before["RssAnon:"]
+print(memory()["VmHWM:"] - before["VmRSS:"], private)
 """
 
 
@@ -131,17 +129,20 @@ def bench_memory(m: int, n: int, d: int) -> dict:
 
 
 _MAPPING_PROBE = """
-import resource, sys, numpy as np, taskatlas as ta
+import sys, numpy as np, taskatlas as ta
 from pathlib import Path
+def memory(field):
+    fields = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in fields if line.startswith(field))
 folder = Path(sys.argv[1])
 probe = ta.Probe.load(folder / "probe.parquet")
 names = sorted((folder / "zoo").glob("*.safetensors"))[: int(sys.argv[2])]
 warm = ta.Zoo.open({"warm": __import__("torch").nn.Linear(probe.inputs.shape[1], 2)})
 ta.map_tasks(warm, probe, store=ta.Store(folder / "warm"))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory("VmRSS")
 zoo = ta.Zoo.open({path.stem: ta.Checkpoint(path.stem, path, sys.argv[3] + ":build") for path in names})
 ta.map_tasks(zoo, probe, store=ta.Store(folder / f"store-{len(names)}"))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(memory("VmHWM") - before)
 """
 
 
