@@ -1,8 +1,8 @@
 """Benchmarks of the room of task spaces: kernel, memory, one more checkpoint, selection.
 
-Run ``python benchmarks/space.py`` (about three minutes on two cores) or ``--quick``. Each comparison runs the published
-procedure and ours in turn in one process, on the same threads, and prints the median of the paired ratios. Beside each
-time stands the floor: the multiplications that cannot be avoided at the rate this machine multiplies matrices.
+Run ``python benchmarks/space.py`` (about five minutes on two idle cores) or ``--quick``. Each comparison runs the
+published procedure and ours in turn in one process, on the same threads, and prints the median of the paired ratios.
+Beside each time stands the floor: the multiplications no way avoids, at the rate this machine multiplies matrices.
 """
 
 import argparse

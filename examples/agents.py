@@ -5,7 +5,7 @@ selected, and a linear head on their joined features learns unseen tasks (other 
 class. Compared with random selections, and with "peek": the k agents that are best alone on another unseen task. After
 Huang et al. (NeurIPS 2021, section 4.2).
 
-    python examples/agents.py                                     # handwritten digits, about a minute on two cores
+    python examples/agents.py                                     # handwritten digits
     python examples/agents.py --data cifar100.parquet --agents 100 --classes 30 --unseen 20 --shots 10 \
         --network resnet50 --epochs 100 --sizes 1,2,5,10,20 --device cuda      # the published setting
 

@@ -1,6 +1,6 @@
 """Map a zoo and pick from it: the room of task spaces in one sitting.
 
-Run it with ``python tutorials/map_a_zoo.py``; it takes about twenty seconds and needs nothing but taskatlas. Every step
+Run it with ``python tutorials/map_a_zoo.py``; it needs nothing but taskatlas. Every step
 prints what it found. The tests run this file, so what it says is true.
 """
 
