@@ -1,0 +1,21 @@
+"""Learning: several small networks at once in memory, or one of any size from a stream."""
+
+from .networks import mlp, small_cnn
+from .pictures import Preparation
+from .recipe import Recipe
+from .stacked import IGNORED, accuracy, train
+from .stream import Stream
+from .streamed import Epoch, train_streamed
+
+__all__ = [
+    "IGNORED",
+    "Epoch",
+    "Preparation",
+    "Recipe",
+    "Stream",
+    "accuracy",
+    "mlp",
+    "small_cnn",
+    "train",
+    "train_streamed",
+]
