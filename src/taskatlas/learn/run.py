@@ -174,8 +174,8 @@ def train_to_folder(
         seed=recipe.seed,
         started=started,
     ) as staging:
-        with atomic_write(staging / WEIGHTS) as file:
-            save_model(network.module, str(file))
+        with atomic_write(staging / WEIGHTS) as weights:
+            save_model(network.module, str(weights))
         _write_log(staging / LOG, rows)
         write_manifest(staging / MANIFEST, [network.checkpoint(name, staging / WEIGHTS)])
         for file in written:
