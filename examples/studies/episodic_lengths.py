@@ -12,8 +12,8 @@ about as many images in as many steps, are recorded at the same steps and read a
 - tortuosity, that length over the way between the run's ends;
 - length for each unit of progress toward the truth that was gained;
 - Fisher length with every second and every fourth snapshot only: what noise between snapshots adds goes down with them;
-- Fisher length re-indexed by progress: the same values of progress for all runs, first passage, so that no run is
-  longer for having been sampled more often or for going back and forth;
+- Fisher length re-indexed by progress: the same values of progress for all runs of a seed, first passage, so that no
+  run is longer for having been sampled more often or for going back and forth;
 - the published function, and what it gives a run that stands still at its first snapshot.
 """
 
@@ -31,10 +31,20 @@ import taskatlas as ta
 from taskatlas.cli.options import table
 from taskatlas.store import atomic_write
 
+PLACES = "accuracy", "progress at start", "highest progress", "equal progress from", "equal progress to"
 GRID = 21  # values of progress that all runs are re-indexed by
 LENGTH, TORTUOSITY, PER_PROGRESS = "Fisher length", "tortuosity", "length per progress"
 SECOND, FOURTH, EQUAL = "every 2nd snapshot", "every 4th snapshot", "at equal progress"
 PUBLISHED, STILL = "published function", "standing still"
+
+
+def common_progress(runs: Sequence[ta.Trajectory]) -> tuple[float, float]:
+    """The stretch of progress that all runs pass through."""
+    reached = [run.progress() for run in runs]
+    low, high = max(float(values[0]) for values in reached), min(float(values.max()) for values in reached)
+    if not low < high:
+        raise ta.BadInput("the runs of a seed pass through no common progress. Let them take more steps.")
+    return low, high
 
 
 def published_length(run: ta.Trajectory) -> float:
@@ -48,13 +58,11 @@ def published_step(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def measured(run: ta.Trajectory, low: float, high: float) -> dict[str, float]:
-    """All measures of one run; ``low`` and ``high`` are the progress that all runs pass through."""
+    """All measures of one run; from ``low`` to ``high`` is the stretch of progress that it is re-indexed by."""
     reached = run.progress()
     first = np.exp(run.log_probs[0].astype(np.float64))
     return {
-        "accuracy": float(run.accuracy()[-1]),
-        "progress at start": float(reached[0]),
-        "highest progress": float(reached.max()),
+        **dict(zip(PLACES, (run.accuracy()[-1], reached[0], reached.max(), low, high), strict=True)),
         LENGTH: run.length(),
         TORTUOSITY: run.tortuosity(),
         PER_PROGRESS: run.length() / float(reached.max() - reached[0]),
@@ -73,29 +81,16 @@ def thinned(run: ta.Trajectory, times: int) -> ta.Trajectory:
 
 
 def in_words(ratios: dict[str, dict[str, np.ndarray]]) -> list[str]:
-    """What was found, a sentence or two for each kind of episodes."""
-    said = []
-    for name, found in ratios.items():
-        length, per_progress, equal, published = (
-            f"{found[key].mean():.2f} ± {_spread(found[key]):.2f}" for key in (LENGTH, PER_PROGRESS, EQUAL, PUBLISHED)
-        )
-        said.append(
-            f"{name}: {length} times the Fisher length of supervised runs, {per_progress} times for each unit of "
-            f"progress, {equal} times over the same stretch of progress; by the published function {published} times."
-        )
-    correct = [found[key].mean() for found in ratios.values() for key in (LENGTH, PER_PROGRESS, EQUAL)]
-    if max(correct) < 10:
-        said.append(
-            f"Nothing here is ten times longer: of the ratios by the correct length the largest is {max(correct):.2f}."
-        )
-    else:
-        said.append(f"By the correct length, too, a ratio of {max(correct):.1f} is found here.")
-    return said
-
-
-def _spread(values: np.ndarray) -> float:
-    """Standard deviation over seeds."""
-    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    """What was found, a sentence for each kind of episodes and one for all."""
+    sentences = [
+        f"{name}: {said(found[LENGTH])} times the Fisher length of supervised runs, {said(found[PER_PROGRESS])} times "
+        f"for each unit of progress, {said(found[EQUAL])} times over the same stretch of progress; by the published "
+        f"function {said(found[PUBLISHED])} times."
+        for name, found in ratios.items()
+    ]
+    largest = max(found[key].mean() for found in ratios.values() for key in (LENGTH, TORTUOSITY, PER_PROGRESS, EQUAL))
+    verdict = "Nothing here is ten times longer" if largest < 10 else "Some runs here are ten times longer"
+    return [*sentences, f"{verdict}: of the ratios by the correct length the largest is {largest:.2f}."]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, float | str]]:
@@ -114,46 +109,39 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, float | str]]
         ]
         for name, loss in losses.items()
     ]
-    reached = [run.progress() for seeds in runs for run in seeds]
-    low, high = max(float(values[0]) for values in reached), min(float(values.max()) for values in reached)
-    if not low < high:
-        raise ta.BadInput("the runs pass through no common progress. Let them take more steps.")
-    rows = [
-        {"run": run.name, "seed": seed, **measured(run, low, high)} for seeds in runs for seed, run in enumerate(seeds)
-    ]
+    rows = []
+    for seed, compared in enumerate(zip(*runs, strict=True)):
+        stretch = common_progress(compared)
+        rows += [{"run": run.name, "seed": seed, **measured(run, *stretch)} for run in compared]
     with atomic_write(settings.out / "episodic_lengths.csv") as file, file.open("w", newline="") as text:
         writer = csv.DictWriter(text, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    report(rows, list(losses), (low, high), len(runs[0][0]))
+    report(rows, list(losses), len(runs[0][0]))
     Console(highlight=False).print(f"{settings.out}/episodic_lengths.csv, {time.perf_counter() - started:.0f} s")
     return rows
 
 
-def report(
-    rows: Sequence[dict[str, float | str]], names: Sequence[str], common: tuple[float, float], snapshots: int
-) -> None:
+def report(rows: Sequence[dict[str, float | str]], names: Sequence[str], snapshots: int) -> None:
     """Means over seeds, ratios to the supervised run of the same seed, and what they say."""
     keys = [key for key in rows[0] if key not in ("run", "seed")]
     values = {name: {key: np.array([row[key] for row in rows if row["run"] == name]) for key in keys} for name in names}
     base, *episodic = names
     ratios = {name: {key: values[name][key] / values[base][key] for key in keys} for name in episodic}
-    lines = [
-        [
-            key,
-            *(f"{values[name][key].mean():.3f} ± {_spread(values[name][key]):.3f}" for name in names),
-            *(f"{ratios[name][key].mean():.2f} ± {_spread(ratios[name][key]):.2f}" for name in episodic),
-        ]
-        for key in keys
-    ]
-    seeds = len(rows) // len(names)
-    title = f"{snapshots} snapshots of each run; mean ± standard deviation over {seeds} seeds"
-    columns = ["", *names, *(f"{name} / {base}" for name in episodic)]
+    title = f"{snapshots} snapshots of each run; mean ± standard deviation over {len(rows) // len(names)} seeds"
     console = Console(highlight=False)
-    console.print(table(title, columns, lines))
-    console.print(f"Equal progress: {GRID} values from {common[0]:.3f} to {common[1]:.3f}.\n", soft_wrap=True)
+    console.print(table(title, ["", *names], [[key, *(said(values[name][key]) for name in names)] for key in keys]))
+    compared = [key for key in keys if key not in (*PLACES, STILL)]
+    cells = [[key, *(said(ratios[name][key]) for name in episodic)] for key in compared]
+    console.print(table(f"Divided by {base} of the same seed", ["", *episodic], cells))
     for sentence in in_words(ratios):
         console.print(sentence, soft_wrap=True)
+
+
+def said(values: np.ndarray) -> str:
+    """Mean and standard deviation over seeds."""
+    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{spread}"
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Network:
 
 
 def new_network(
-    builder: str | Callable[..., Any], probe: Probe, classes: int, *, size: int | None, seed: int
+    builder: str | Callable[..., Any], probe: Probe, classes: int, *, size: int | None = None, seed: int = 0
 ) -> Network:
     """A network with new weights for the samples of a probe.
 

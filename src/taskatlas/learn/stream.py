@@ -117,7 +117,7 @@ class Stream:
             return stacked(samples)
         if self.preparation is None:
             return torch.from_numpy(np.stack(samples).astype(np.float32))
-        return self.preparation([np.ascontiguousarray(sample) for sample in samples])
+        return self.preparation([np.array(sample) for sample in samples])  # of their own, and writable
 
 
 def batches(stream: Stream, first: int = 0, *, workers: int = 0, pinned: bool = False) -> Iterator[tuple[Any, Tensor]]:
