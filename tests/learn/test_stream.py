@@ -34,7 +34,7 @@ def test_workers_change_no_batch(workers):
     assert equal(here[9:], batches(stream, 9, workers=workers))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.permutations(range(40)))
 def test_the_order_of_samples_changes_no_batch(order):
     whole = pictures()
@@ -142,7 +142,7 @@ def test_a_function_of_ones_own_prepares_the_crops():
 # Pictures
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9), st.sampled_from(["none", "shift", "resized"]))
 def test_a_crop_has_the_size_asked_for(height, width, size, crop):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)

@@ -175,7 +175,15 @@ def test_a_loss_that_is_lost_is_said_and_not_saved(tmp_path):
     state = tmp_path / "training.state"
     with pytest.raises(WorkFailed, match=r"epoch 1 of 3.*below 1e\+20"):
         trained(state, recipe=Recipe(**vars(RECIPE) | {"learning_rate": 1e20, "warmup": 0.0}))
-    assert not state.exists()
+    assert torch.load(state, weights_only=True)["done"] == 0
+
+
+def test_another_training_is_refused_also_before_the_first_epoch_ended(tmp_path):
+    state = tmp_path / "training.state"
+    with pytest.raises(Killed):
+        trained(state, killed_at(2))
+    with pytest.raises(BadInput, match="state of another training"):
+        trained(state, recipe=Recipe(**vars(RECIPE) | {"learning_rate": 0.01}))
 
 
 def test_states_that_are_none_or_of_another_training(tmp_path):

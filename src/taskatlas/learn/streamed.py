@@ -58,7 +58,8 @@ def train_streamed(
         hook: called with the network, as it trains, and the number of steps done, before the first step and after
             each: a ``paths.Recorder``, for example. A training that goes on repeats no call that is behind its saved
             state.
-        state: where the training is saved at the end of each epoch and every five minutes, and where it goes on from.
+        state: where the training is saved, at its start, every five minutes and at the end of each epoch, and where it
+            goes on from.
         workers: processes that make batches; changes no result.
         device: cpu, cuda or auto.
         description: beside the progress bar.
@@ -93,7 +94,11 @@ def train_streamed(
     sums = torch.zeros(2, dtype=torch.float64, device=place)  # of an epoch: loss, right predictions
     rows: list[Epoch] = []
     key = _key(module, stream)
-    done = 0 if state is None else _restore(state, key, module, optimizer, sums, rows)
+    done = 0
+    if state is not None and state.is_file():
+        done = _restore(state, key, module, optimizer, sums, rows)
+    elif state is not None:  # from here on another training is refused, which would share what the hook writes
+        _save(state, key, 0, module, optimizer, sums, rows)
     saved = time.monotonic()
     with _as_it_was(module, place):
         if not done and hook is not None:
@@ -240,9 +245,7 @@ def _restore(
     sums: Tensor,
     rows: list[Epoch],
 ) -> int:
-    """Brings a training back to where it was saved; the number of steps done, 0 where nothing was saved."""
-    if not file.is_file():
-        return 0
+    """Brings a training back to where it was saved; the number of steps done."""
     try:
         content = torch.load(file, map_location=sums.device, weights_only=True)
         found = content["key"]
