@@ -52,16 +52,17 @@ class Network:
     def digest(self) -> str:
         """Digest of the builder and its arguments."""
         code = digest(self.builder) if is_vision_builder(self.builder) else builder_digest(self.builder)
-        return digest("network", code, self.arguments, repr(self.prepare) if self._plainly() else None)
+        return digest("network", code, self.arguments, self._preparation)
 
     def checkpoint(self, name: str, weights: Path) -> Checkpoint:
         """The network with the weights that a training gave it, for a zoo."""
-        preparation = asdict(self.prepare) if isinstance(self.prepare, Preparation) else None
-        arguments = {"builder": self.builder, "arguments": dict(self.arguments), "preparation": preparation}
+        arguments = {"builder": self.builder, "arguments": dict(self.arguments), "preparation": self._preparation}
         return Checkpoint(name, weights=weights, builder="taskatlas.learn:trained", arguments=arguments)
 
-    def _plainly(self) -> bool:
-        return self.prepare is None or isinstance(self.prepare, Preparation)
+    @property
+    def _preparation(self) -> dict[str, Any] | None:
+        """Fields of the preparation, where it is ours and not the builder's."""
+        return asdict(self.prepare) if isinstance(self.prepare, Preparation) else None
 
 
 def new_network(
