@@ -3,11 +3,13 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.cli.make import MAP, SOURCE, TRANSFER
 
 from taskatlas.cli import app
+from taskatlas.zoo import Zoo
 
 COMMANDS = ("", "zoo", "zoo ls", "map", "select", "transfer", "report", "check", "demo")
 PICK = ("--pick", "a,c")
@@ -93,6 +95,25 @@ def test_defaults_come_from_a_file_where_the_command_runs(run_json, run, place):
     ran = run("map", "zoo", "--probe", "probe.npz")
     assert (ran.code, ran.out) == (2, "")
     assert "buildr" in ran.err
+
+
+def test_a_broken_file_of_defaults_is_named(run, place):
+    for content in (b"[map\n", b"\xff\xfe[map]", b"3"):
+        (place / "taskatlas.toml").write_bytes(content)
+        ran = run("zoo", "ls", "zoo")
+        assert (ran.code, ran.out) == (2, "")
+        said = "".join(ran.err.replace("│", " ").split())  # the box breaks a long path anywhere
+        assert f"{place}/taskatlas.tomlcannotbereadasTOML" in said
+    (place / "taskatlas.toml").unlink()
+    (place / "taskatlas.toml").mkdir()
+    assert "directory" in run("zoo", "ls", "zoo").err
+
+
+def test_the_hint_for_a_hub_id_is_a_zoo_that_opens(run, place):
+    message = run("zoo", "ls", "org/model", "--no-digests").err
+    Path("hub.yaml").write_text(message.partition("with the line: ")[2])
+    (checkpoint,) = Zoo.open("hub.yaml").values()
+    assert (checkpoint.name, checkpoint.weights, checkpoint.builder) == ("model", "org/model", "transformers")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["map", "--help"], ["map"], ["nonsense"], ["select", "x", "-k=y"]])

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App
+from cyclopts import App, ArgumentCollection
 from cyclopts.config import Toml
 from cyclopts.exceptions import CycloptsError
 
@@ -21,12 +21,26 @@ _MAIN_EXAMPLES = """Examples:
     taskatlas report atlas
 """
 
+_DEFAULTS_FILE = Toml("taskatlas.toml")
+
+
+def _defaults(here: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fills in what ``taskatlas.toml`` says, where the command runs in a folder that has one."""
+    try:
+        _ = _DEFAULTS_FILE.config
+    except (CycloptsError, TypeError) as error:  # cyclopts stumbles over an OSError, whose first argument is a number
+        reason = error.__cause__ or error.__context__ or error
+        message = f"{_DEFAULTS_FILE.source} cannot be read as TOML: {reason}. Correct it or remove it."
+        raise CycloptsError(msg=message) from error
+    _DEFAULTS_FILE(here, commands, arguments)
+
+
 app = App(
     name="taskatlas",
     help="Turn a pile of PyTorch checkpoints into a map you can act on.",
     help_epilogue=_MAIN_EXAMPLES,
     help_format="plaintext",
-    config=Toml("taskatlas.toml"),
+    config=_defaults,
 )
 _zoo = App(name="zoo", help="Look at a zoo of checkpoints.", help_epilogue="Example:\n\n    taskatlas zoo ls zoo/")
 app.command("taskatlas.cli.demo:app", name="demo", help="Run the whole tour on handwritten digits.")
