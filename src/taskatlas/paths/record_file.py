@@ -84,25 +84,35 @@ def resume_record(path: Path) -> tuple[RecordHeader, list[float]]:
 
 
 def read_record(path: Path | str) -> Trajectory:
-    """The run of a record, up to its last whole snapshot.
+    """The run of a record, up to its last whole snapshot; predictions stay on disk, mapped into memory.
 
     Raises:
         BadInput: the file is missing, no record, or has no whole snapshot.
     """
-    path = Path(path)
+    return recover_record(Path(path))[0]
+
+
+def recover_record(path: Path, name: str | None = None) -> tuple[Trajectory, int]:
+    """``read_record``, and how many bytes follow the last whole snapshot: above 0 where the run was cut off.
+
+    Args:
+        path: the record.
+        name: of the run, where it is to have another than the record says.
+
+    Raises:
+        BadInput: as ``read_record``.
+    """
     header, start = read_header(path)
-    room = max(0, path.stat().st_size - start) // header.snapshot_bytes
-    log_probs = np.empty((room, len(header.ids), header.classes), dtype=np.float32)
-    steps: list[float] = []
     with path.open("rb") as file:
-        for position, (step, values) in enumerate(_snapshots(file, header, start)):
-            steps.append(step)
-            log_probs[position] = values
-    if not steps:
+        steps = np.array([step for step, _ in _snapshots(file, header, start)])
+    if not len(steps):
         raise BadInput(f"{path} holds no whole snapshot. The run ended before its first one was written.")
-    found = np.array(steps)
-    whole = found.astype(np.int64) if (found == np.floor(found)).all() else found
-    return Trajectory(header.name, log_probs[: len(steps)], whole, header.ids, header.labels, header.probe)
+    values = ("<f4", (len(header.ids), header.classes))
+    layout = np.dtype([("step", "<f8"), ("log_probs", *values), ("checksum", "<u4")])
+    snapshots = np.memmap(path, dtype=layout, mode="r", offset=start, shape=(len(steps),))
+    whole = steps.astype(np.int64) if (steps == np.floor(steps)).all() else steps
+    found = Trajectory(name or header.name, snapshots["log_probs"], whole, header.ids, header.labels, header.probe)
+    return found, path.stat().st_size - start - len(steps) * header.snapshot_bytes
 
 
 def read_header(path: Path) -> tuple[RecordHeader, int]:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float, Integer, Real
 from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.paths.geodesic import angles, slerp_weights
-from taskatlas.paths.progress import cosines, slope_at
+from taskatlas.paths.pairwise import BLOCK, sample_slices
+from taskatlas.paths.progress import cosines_of_path, slope_at
 from taskatlas.paths.simplex import Truth, unit_roots
 
 _SLACK = 1e-9  # a grid that ends where the run ends may miss it by rounding
@@ -71,53 +72,78 @@ def check_grid(
     return grid.clip(low, high)
 
 
-def reindex(
+class Passage(NamedTuple):
+    """Where a path first passes through each value of a grid of progress: between which snapshots, and how far."""
+
+    before: Integer[np.ndarray, " grid"]
+    after: Integer[np.ndarray, " grid"]
+    share: Float[np.ndarray, " grid"]  # of the way on the geodesic from one to the other
+    steps: Float[np.ndarray, " grid"]  # training steps, between recorded ones
+
+
+def first_passage(
     log_probs: Float[np.ndarray, "steps samples classes"],
     steps: Real[np.ndarray, " steps"],
     progress: Float[np.ndarray, " steps"],
     grid: Float[np.ndarray, " grid"],
     truth: Truth,
-) -> tuple[Float[np.ndarray, "grid samples classes"], Float[np.ndarray, " grid"]]:
-    """Points of a path with the progress asked for, by first passage.
+) -> Passage:
+    """Where a path has the progress asked for; memory is bounded by the snapshots' cosines and some blocks.
 
     Args:
-        log_probs: the path.
+        log_probs: the path, which may lie on disk.
         steps: of its snapshots.
         progress: of its snapshots, toward the same truth.
         grid: values between ``progress[0]`` and the highest progress.
         truth: labels or probabilities.
-
-    Returns:
-        (grid, N, C) log-probabilities, float32, and the steps, between recorded ones, at which they lie.
     """
     passed = np.array([int(np.argmax(progress >= value)) for value in grid])
     before = np.maximum(passed - 1, 0)  # check_grid left of the values before the first snapshot only its own
-    used = np.unique([before, passed])
-    roots = {t: unit_roots(torch.from_numpy(np.exp(log_probs[t].astype(np.float64)))) for t in used.tolist()}
-    share = _shares(roots, before, passed, torch.from_numpy(grid), truth)
-    points = np.empty((len(grid), *log_probs.shape[1:]), dtype=np.float32)
-    for t in np.unique(passed):
-        rows = np.flatnonzero(passed == t)
-        a, b = roots[before[rows[0]]], roots[t]
+    share = _shares(log_probs, before, passed, torch.tensor(grid), truth).numpy()
+    places = steps[before] + share * (steps[passed] - steps[before])
+    return Passage(before, passed, share, places.astype(np.float64))
+
+
+def points_of_passage(
+    log_probs: Float[np.ndarray, "steps samples classes"], passage: Passage, samples: slice = slice(None)
+) -> Float[np.ndarray, "grid some classes"]:
+    """The square roots of a path's probabilities where it passes through a grid, for some of the samples, float64."""
+    used = np.unique([passage.before, passage.after])
+    roots = {t: _roots(log_probs, t, samples) for t in used.tolist()}
+    points = np.empty((len(passage.after), *roots[int(used[0])].shape))
+    share = torch.from_numpy(passage.share)
+    for t in np.unique(passage.after):
+        rows = np.flatnonzero(passage.after == t)
+        a, b = roots[int(passage.before[rows[0]])], roots[int(t)]
         toward_a, toward_b = slerp_weights(angles(a, b), share[rows, None])
         for row, from_a, from_b in zip(rows, toward_a, toward_b, strict=True):
-            points[row] = (2 * (from_a[:, None] * a + from_b[:, None] * b).log()).numpy()
-    places = steps[before] + share.numpy() * (steps[passed] - steps[before])
-    return points, places.astype(np.float64)
+            points[row] = (from_a[:, None] * a + from_b[:, None] * b).numpy()
+    return points
 
 
-def _shares(roots: dict[int, Tensor], before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
+def _roots(log_probs: np.ndarray, snapshot: int, samples: slice) -> Tensor:
+    return unit_roots(torch.from_numpy(np.exp(log_probs[snapshot, samples].astype(np.float64))))
+
+
+def _shares(log_probs: np.ndarray, before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
     """How far between two snapshots each value of progress is reached.
 
     The distance to the geodesic toward the truth is convex, so a point has come further than a value exactly where the
     distance still falls at that value. Square roots on a great circle are sums of its ends', and so are their cosines.
     """
-    order = {t: row for row, t in enumerate(roots)}
-    from_start, from_end, theta = cosines(torch.stack(list(roots.values())), truth)
-    first, second = (torch.tensor([order[t] for t in side.tolist()]) for side in (before, after))
-    start_a, start_b, end_a, end_b = from_start[first], from_start[second], from_end[first], from_end[second]
-    between = torch.stack([angles(roots[t - 1] if t else roots[0], roots[t]) for t in np.unique(after).tolist()])
-    between = between[np.unique(after, return_inverse=True)[1]]
+    from_start, from_end, theta = cosines_of_path(log_probs, truth)
+    start_a, start_b, end_a, end_b = from_start[before], from_start[after], from_end[before], from_end[after]
+    _, samples, classes = log_probs.shape
+    angle = {
+        t: torch.cat(
+            [
+                angles(_roots(log_probs, max(t - 1, 0), some), _roots(log_probs, t, some))
+                for some in sample_slices(samples, classes, BLOCK)
+            ]
+        )
+        for t in np.unique(after).tolist()
+    }
+    between = torch.stack([angle[t] for t in after.tolist()])
     low, high = torch.zeros_like(values), torch.ones_like(values)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

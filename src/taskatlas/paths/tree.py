@@ -1,5 +1,6 @@
 """The tree of tasks: which runs travel alike, joined from the closest pair up."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from scipy.spatial.distance import squareform
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.paths.compare import at_equal_progress, matched, mean_distance
+from taskatlas.paths.compare import at_equal_progress, matched, mean_distances
 from taskatlas.paths.simplex import Truth
 from taskatlas.paths.trajectory import Trajectory, check_same_samples
 from taskatlas.store import atomic_write, digest
@@ -133,10 +134,8 @@ def task_tree(
     check_same_samples(runs)
     found = runs[0].truth(truth)
     sides = [at_equal_progress(seeds, found) for seeds in track(list(tasks.values()), "re-indexing by progress")]
-    distances = np.zeros((len(sides), len(sides)))
-    for i, first in enumerate(sides):
-        for j, second in enumerate(sides[:i]):
-            distances[i, j] = distances[j, i] = mean_distance(*matched(first, second))
+    pairs = [matched(first, second) for first, second in itertools.combinations(sides, 2)]
+    distances = squareform(mean_distances(pairs))
     return TaskTree(tuple(tasks), distances, linkage(squareform(distances), method=method))
 
 
