@@ -18,6 +18,7 @@ _MAIN_EXAMPLES = """Examples:
     taskatlas demo --out demo
     taskatlas map zoo/ --probe photos/ --out atlas
     taskatlas select atlas -k 5 --out atlas
+    taskatlas trace runs/ --out atlas
     taskatlas report atlas
 """
 
@@ -49,6 +50,8 @@ _zoo.command("taskatlas.cli.zoo:app", name="ls", help="List what a zoo holds.")
 app.command("taskatlas.cli.map:app", name="map", help="Measure how a zoo's tasks relate: kernel, tree, heat map.")
 app.command("taskatlas.cli.select:app", name="select", help="Pick the few checkpoints that cover the rest.")
 app.command("taskatlas.cli.transfer:app", name="transfer", help="Say what a selection is worth on an unseen task.")
+app.command("taskatlas.cli.record:app", name="record", help="Turn a past training's checkpoints into a run.")
+app.command("taskatlas.cli.trace:app", name="trace", help="Draw how trainings moved through prediction space.")
 app.command("taskatlas.cli.report:app", name="report", help="Join a folder's results in one atlas.html.")
 app.command("taskatlas.cli.check:app", name="check", help="Verify that a folder's receipts still hold.")
 

@@ -63,7 +63,7 @@ def trajectory_distance(
             raise BadInput(
                 "the Fréchet distance is one between two runs: average the seeds with mean_trajectory first."
             )
-        return frechet_distance(distances_between(left, right, "bhattacharyya"))
+        return frechet_between(left[0], right[0])
     if method != "progress":
         raise BadInput(f"there is no distance between runs {method!r}. Choose progress or frechet.")
     found = left[0].truth(truth)
@@ -171,9 +171,14 @@ class EqualProgress:
         return mean
 
 
-def reindexed(run: Trajectory, truth: Truth, grid: Float[np.ndarray, " grid"] = GRID) -> Reindexed:
-    """Brings a run to the values of a grid that it passes through."""
-    reached = run.progress(truth)
+def reindexed(
+    run: Trajectory,
+    truth: Truth,
+    grid: Float[np.ndarray, " grid"] = GRID,
+    reached: Float[np.ndarray, " steps"] | None = None,
+) -> Reindexed:
+    """Brings a run to the values of a grid that it passes through; ``reached`` is its progress, where it is known."""
+    reached = run.progress(truth) if reached is None else reached
     inside = _between(grid, float(reached[0]), float(reached.max()))
     passage = None
     if inside.stop > inside.start:
@@ -220,7 +225,9 @@ def matched(a: EqualProgress, b: EqualProgress) -> tuple[EqualProgress, EqualPro
         return replace(a, inside=common), replace(b, inside=common)
     low, high = max(a.low, b.low), min(a.high, b.high)
     if low > high:
-        raise BadInput(f"these runs have no progress in common: {a}, {b}. Compare them by method='frechet'.")
+        raise BadInput(
+            f"these runs have no progress in common: {a}, {b}. Fréchet's distance, 'frechet', compares them too."
+        )
     grid = np.unique(np.linspace(low, high, _FEW))
     return _at(a, grid), _at(b, grid)
 
@@ -247,6 +254,11 @@ def mean_distance(left: Float[np.ndarray, "some samples classes"], right: Float[
     a, b = (unit_roots(torch.from_numpy(side)) for side in (left, right))
     apart = (a - b).square().sum(-1) / 2  # 1 less the coefficient: exactly 0 for a run and itself
     return float(-torch.log1p(-apart.clamp(max=1 - FLOOR)).mean()) + 0.0
+
+
+def frechet_between(a: Trajectory, b: Trajectory) -> float:
+    """Discrete Fréchet distance of two runs on the same samples, in nats."""
+    return frechet_distance(distances_between([a], [b], "bhattacharyya"))
 
 
 def frechet_distance(distances: Float[np.ndarray, "first second"]) -> float:

@@ -57,10 +57,7 @@ def hdf5_as_run(path: Path, predictions: str | None, kind: Kind | None, store: S
         BadInput: no such file, no HDF5, or no predictions in it.
         MissingExtra: h5py is not installed.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtra("h5py", "io", "reading HDF5") from error
+    h5py = _h5py()
     _check_there(path)
 
     def build(folder: Path) -> None:
@@ -78,6 +75,26 @@ def hdf5_as_run(path: Path, predictions: str | None, kind: Kind | None, store: S
         return store.make("imported run", inputs, {"predictions": predictions, "kind": kind}, build) / _RUN
     except OSError as error:
         raise BadInput(f"{path} is no whole HDF5 file ({error}). Was its copying cut short?") from error
+
+
+def holds_predictions(path: Path, predictions: str | None = None) -> bool:
+    """Whether a NumPy archive or an HDF5 file has what ``read_npz`` looks for; True too where it cannot be opened.
+
+    Raises:
+        MissingExtra: it is an HDF5 file, and h5py is not installed.
+    """
+    wanted = set(_KINDS) if predictions is None else {predictions}
+    if path.suffix == ".npz":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return bool(wanted & {name.removesuffix(".npy") for name in archive.namelist()})
+        except (OSError, zipfile.BadZipFile):
+            return True
+    try:
+        with _h5py().File(path, "r") as file:
+            return any(name in file for name in wanted)
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,14 @@ class _Found:
         for steps, samples in pieces(self.shape):
             values = np.asarray(self.source[steps, samples], dtype=np.float64)
             yield (steps, samples), _log_probs(values, self.kind)
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingExtra("h5py", "io", "reading HDF5") from error
+    return h5py
 
 
 def _check_there(path: Path) -> None:

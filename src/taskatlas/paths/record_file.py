@@ -9,9 +9,10 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -21,7 +22,7 @@ from taskatlas.errors import BadInput
 from taskatlas.paths.trajectory import Trajectory
 from taskatlas.store import atomic_write
 
-_MAGIC = b"taskatlas record 1\n"
+MAGIC = b"taskatlas record 1\n"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def start_record(path: Path, header: RecordHeader) -> None:
     """
     text = json.dumps(asdict(header)).encode()
     with atomic_write(path) as file:
-        file.write_bytes(_MAGIC + struct.pack("<Q", len(text)) + text)
+        file.write_bytes(MAGIC + struct.pack("<Q", len(text)) + text)
 
 
 def append_snapshot(path: Path, step: float, log_probs: Float[np.ndarray, "samples classes"]) -> None:
@@ -92,12 +93,12 @@ def read_record(path: Path | str) -> Trajectory:
     return recover_record(Path(path))[0]
 
 
-def recover_record(path: Path, name: str | None = None) -> tuple[Trajectory, int]:
+def recover_record(path: Path, names: Mapping[str, str] = MappingProxyType({})) -> tuple[Trajectory, int]:
     """``read_record``, and how many bytes follow the last whole snapshot: above 0 where the run was cut off.
 
     Args:
         path: the record.
-        name: of the run, where it is to have another than the record says.
+        names: what to call a run instead of what its file says, by that.
 
     Raises:
         BadInput: as ``read_record``.
@@ -111,7 +112,9 @@ def recover_record(path: Path, name: str | None = None) -> tuple[Trajectory, int
     layout = np.dtype([("step", "<f8"), ("log_probs", *values), ("checksum", "<u4")])
     snapshots = np.memmap(path, dtype=layout, mode="r", offset=start, shape=(len(steps),))
     whole = steps.astype(np.int64) if (steps == np.floor(steps)).all() else steps
-    found = Trajectory(name or header.name, snapshots["log_probs"], whole, header.ids, header.labels, header.probe)
+    found = Trajectory(
+        names.get(header.name, header.name), snapshots["log_probs"], whole, header.ids, header.labels, header.probe
+    )
     return found, path.stat().st_size - start - len(steps) * header.snapshot_bytes
 
 
@@ -123,7 +126,7 @@ def read_header(path: Path) -> tuple[RecordHeader, int]:
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
+            if file.read(len(MAGIC)) != MAGIC:
                 raise BadInput(f"{path} is no record of a run. Give a file that a Recorder wrote.")
             (length,) = struct.unpack("<Q", file.read(8))
             header = RecordHeader(**json.loads(file.read(length)))

@@ -1,8 +1,9 @@
 """A run as a path: what a model said about the same samples at each of its snapshots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -142,8 +143,8 @@ class Trajectory:
             BadInput: no such file, no HDF5, or no predictions in it; and as the class.
             MissingExtra: h5py is not installed.
         """
-        name = name or _stem(path)
-        return cls.load(hdf5_as_run(Path(path), predictions, kind, store or Store.default()), name=name)
+        fields = read_run(hdf5_as_run(Path(path), predictions, kind, store or Store.default()))
+        return cls(**fields | {"name": name or _stem(path)})
 
     def save(self, path: Path | str) -> None:
         """Writes a safetensors file: the arrays, and the rest as its metadata.
@@ -164,18 +165,18 @@ class Trajectory:
         )
 
     @classmethod
-    def load(cls, path: Path | str, *, name: str | None = None) -> "Trajectory":
+    def load(cls, path: Path | str, *, names: Mapping[str, str] = MappingProxyType({})) -> "Trajectory":
         """Reads what ``save`` wrote; the log-probabilities stay on disk, mapped into memory.
 
         Args:
             path: the file.
-            name: of the run, where it is to have another than the file says.
+            names: what to call a run instead of what its file says, by that.
 
         Raises:
             BadInput: the file is missing, cut short, or no trajectory; and as the class.
         """
         fields = read_run(Path(path))
-        return cls(**fields | ({} if name is None else {"name": name}))
+        return cls(**fields | {"name": names.get(fields["name"], fields["name"])})
 
     def probabilities(self, samples: slice = slice(None)) -> Float[np.ndarray, "steps samples classes"]:
         """(T, N, C) probabilities, of some of the samples where wanted, float32."""
@@ -301,19 +302,9 @@ class Trajectory:
         Raises:
             BadInput: the run has no labels.
         """
-        import matplotlib.pyplot as plt
+        from taskatlas.paths.drawing import draw_run
 
-        ax = ax if ax is not None else plt.subplots(layout="constrained")[1]
-        ax.plot(self.steps, self.progress(), marker="o", markersize=3, label="progress")
-        ax.plot(self.steps, self.accuracy(), linestyle="--", label="accuracy")
-        ax.set(
-            xlabel="training step",
-            ylabel="share of the way to the truth",
-            ylim=(-0.02, 1.02),
-            title=self.name,
-        )
-        ax.legend(frameon=False)
-        return ax
+        return draw_run(self, ax)
 
     def _distance(self, first: int, second: int, step: Step = "angle") -> float:
         """Fisher length of the step between two snapshots: its square is a mean over samples, so blocks add up."""

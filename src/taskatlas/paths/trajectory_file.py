@@ -62,6 +62,18 @@ def write_run(
             raise ValueError(f"the pieces of run {name!r} hold {written} bytes, which are not those of {shape}")
 
 
+def is_run(path: Path) -> bool:
+    """Whether a safetensors file says that it is a run; other tensors, and what is no such file, are not."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                return False
+            return bool(json.loads(file.read(length))["__metadata__"]["format"] == FORMAT)
+    except (OSError, struct.error, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """The fields of a run from its file; the log-probabilities stay on disk, mapped into memory.
 
