@@ -49,27 +49,15 @@ def draw_embedding(
     means = {path.name for path in embedding.paths if path.kind == "mean"}
     for path in embedding.paths:
         if path.kind == "truth":
-            _draw_truth(ax, path, axes)
-    drawn: set[str] = set()
+            _draw_truth(ax, path, axes, embedding.coordinates[:, list(axes)])
     for name in names:
-        task, rows = task_of[name], np.flatnonzero(own == name)
-        points = embedding.coordinates[rows[np.argsort(embedding.steps[rows], kind="stable")]][:, list(axes)].T
-        colour, faint = colours[task], task in means
-        seeds = sum(other == task for other in task_of.values())
-        label = f"{_short(task)}{f' ({seeds} seeds)' if seeds > 1 else ''}" if task not in drawn else "_nolegend_"
-        drawn.add(task)
-        ax.plot(
-            *points,
-            color=colour,
-            alpha=0.55 if faint else 1,
-            linewidth=0.9 if faint else 1.4,
-            marker=".",
-            markersize=4.5,
-            label=label,
-            zorder=3,
-        )
-        ax.plot(*points[:, :1], marker="o", markersize=6, color=colour, markerfacecolor="white", zorder=4)
-        ax.plot(*points[:, -1:], marker="o", markersize=6, color=colour, zorder=4)
+        rows = np.flatnonzero(own == name)
+        points = embedding.coordinates[rows[np.argsort(embedding.steps[rows], kind="stable")]][:, list(axes)]
+        task = task_of[name]
+        seeds = [other for other, its in task_of.items() if its == task]
+        said = f" ({len(seeds)} seeds{', mean bold' if task in means else ''})" if len(seeds) > 1 else ""
+        label = f"{_short(task)}{said}" if name == seeds[0] else "_nolegend_"
+        _draw_line(ax, points.T, colours[task], label, faint=task in means)
     for path in embedding.paths:
         if path.kind == "mean":
             ax.plot(*path.coordinates[:, list(axes)].T, color=colours[path.name], linewidth=2.6, alpha=0.9, zorder=5)
@@ -78,7 +66,7 @@ def draw_embedding(
     shown = max(axes) + 1 if sorted(axes) == list(range(len(axes))) else embedding.coordinates.shape[1]
     stress = f"{100 * embedding.explained_stress[shown - 1]:.0f} % of stress on {shown} axes"
     ax.set_title(f"{len(embedding.runs)} models of {_runs(len(names))}: {stress}", loc="left", fontsize=12)
-    if len(drawn) <= _MOST_IN_LEGEND:
+    if len(colours) <= _MOST_IN_LEGEND:
         place = {} if flat else {"loc": "upper left", "bbox_to_anchor": (-0.02, 0.98)}
         _legend(ax, title="○ first, ● last snapshot", title_fontsize=8, alignment="left", **place)
     if not flat:
@@ -212,14 +200,46 @@ def distance_label(tree: TaskTree) -> str:
     return "at equal progress" if tree.distance == "progress" else "as paths (discrete Fréchet)"
 
 
-def _draw_truth(ax: Any, path: ProjectedPath, axes: Sequence[int]) -> None:
+def _draw_line(ax: Any, points: np.ndarray, colour: str, label: str, *, faint: bool) -> None:
+    """A run: its first point hollow, its last filled, thin where a mean is drawn over it."""
+    style = {"alpha": 0.55, "linewidth": 0.9} if faint else {"linewidth": 1.4}
+    ax.plot(*points, color=colour, marker=".", markersize=4.5, label=label, zorder=3, **style)
+    ax.plot(*points[:, :1], marker="o", markersize=6, color=colour, markerfacecolor="white", zorder=4)
+    ax.plot(*points[:, -1:], marker="o", markersize=6, color=colour, zorder=4)
+
+
+def points_in_view(points: np.ndarray, runs: np.ndarray) -> int:
+    """How many of a path's first points lie no further from the runs than these are wide.
+
+    The truth can lie so far out, above all on weak axes, that a picture with it would show nothing else.
+    """
+    low, high = runs.min(0), runs.max(0)
+    room = np.maximum(high - low, 1e-9 + 0.1 * (high - low).max())
+    outside = ((points < low - room) | (points > high + room)).any(1)
+    return int(np.argmax(outside)) if outside.any() else len(points)
+
+
+def steps_grow_by_ratios(steps: Sequence[np.ndarray]) -> bool:
+    """Whether snapshots were dense early and sparse late, so that an even axis of steps would crowd most of them."""
+    positive = np.concatenate([one[one > 0] for one in steps])
+    return bool(len(positive) and positive.max() > 8 * np.median(positive))
+
+
+def _draw_truth(ax: Any, path: ProjectedPath, axes: Sequence[int], runs: np.ndarray) -> None:
     """The geodesic, with its ends named where they lie: they are no runs, and no legend needs to say so."""
     from matplotlib.patheffects import withStroke
 
-    points, halo = path.coordinates[:, list(axes)].T, [withStroke(linewidth=3, foreground="white")]
+    seen = points_in_view(path.coordinates[:, list(axes)], runs)
+    if not seen:
+        return
+    points, halo = path.coordinates[:seen, list(axes)].T, [withStroke(linewidth=3, foreground="white")]
     ax.plot(*points, color=QUIET, linestyle=(0, (3, 2)), linewidth=1.2, zorder=2)
-    for end, marker, name in ((0, "s", "ignorance"), (-1, "*", "truth")):
-        ax.plot(*points[:, [end]], marker=marker, markersize=9 if marker == "*" else 6, color="#444444", zorder=2)
+    whole = seen == len(path.places)
+    for end, marker, size, name in (
+        (0, "s", 6, "ignorance"),
+        (-1, "*" if whole else "", 9, "truth" if whole else "to the truth, far out"),
+    ):
+        ax.plot(*points[:, [end]], marker=marker, markersize=size, color="#444444", zorder=2)
         style = {"fontsize": 9, "color": "#333333", "zorder": 6, "path_effects": halo}
         if len(axes) == 2:
             ax.annotate(name, points[:, end], xytext=(8, -3), textcoords="offset points", **style)
@@ -240,8 +260,7 @@ def _label_axis(ax: Any, letter: str, embedding: Embedding, axis: int) -> None:
 
 def _dress_curves(ax: Any, steps: Sequence[np.ndarray], label: str) -> None:
     """Names the axes; steps that grow by ratios get an axis on which they lie evenly."""
-    positive = np.concatenate([one[one > 0] for one in steps])
-    if len(positive) and positive.max() > 8 * np.median(positive):
+    if steps_grow_by_ratios(steps):
         ax.set_xscale("symlog", linthresh=1, linscale=0.4)
         ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel="training step", ylabel=label)
