@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.paths.bhattacharyya import FLOOR
 from taskatlas.paths.pairwise import BLOCK, sample_slices
@@ -108,6 +109,13 @@ class Reindexed:
     grid: Float[np.ndarray, " grid"]
     inside: slice  # which values of the grid it passes through
     passage: Passage | None  # where; None where there are none
+
+    @property
+    def size(self) -> int:
+        """How many models ``points`` holds at once, snapshots and points between them."""
+        if self.passage is None:
+            return 1
+        return len(self.passage.after) + len(np.unique([self.passage.before, self.passage.after]))
 
     def points(self, samples: slice) -> Float[np.ndarray, "inside some classes"]:
         """Its probabilities there, for some of the samples."""
@@ -239,9 +247,9 @@ def mean_distances(pairs: Sequence[tuple[EqualProgress, EqualProgress]]) -> list
     """
     runs = {id(seed): seed for pair in pairs for side in pair for seed in side.seeds}
     _, samples, classes = pairs[0][0].shape
-    numbers = classes * sum(seed.inside.stop - seed.inside.start for seed in runs.values())
+    numbers = classes * sum(seed.size for seed in runs.values())
     totals = np.zeros(len(pairs))
-    for some in sample_slices(samples, numbers, 4 * BLOCK):
+    for some in track(list(sample_slices(samples, numbers, 4 * BLOCK)), "comparing runs"):
         points = {key: seed.points(some) for key, seed in runs.items()}
         for position, pair in enumerate(pairs):
             left, right = (side.mean_of([points[id(seed)] for seed in side.seeds]) for side in pair)

@@ -86,9 +86,11 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
 
 
 def slerp_weights(theta: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """sin((1 - t)θ) / sin θ and sin(tθ) / sin θ, for θ in [0, π/2]; 1 - t and t where θ is 0.
-
-    Written with sinc, for which θ = 0 is no exception.
-    """
-    whole = torch.sinc(theta / torch.pi)
-    return (1 - t) * torch.sinc((1 - t) * theta / torch.pi) / whole, t * torch.sinc(t * theta / torch.pi) / whole
+    """sin((1 - t)θ) / sin θ and sin(tθ) / sin θ, for θ in [0, π/2]; 1 - t and t where θ is 0."""
+    whole = theta.sin()
+    still = whole == 0
+    whole = torch.where(still, 1.0, whole)
+    start, end = ((1 - t) * theta).sin() / whole, (t * theta).sin() / whole
+    if bool(still.any()):
+        start, end = torch.where(still, 1 - t, start), torch.where(still, t, end)
+    return start, end

@@ -11,7 +11,7 @@ from taskatlas.errors import BadInput
 from taskatlas.paths.simplex import Array, as_tensor
 
 CHUNK = 2**25  # bytes of one slab
-BLOCK = 2**22  # numbers of float64 taken up at a time: 32 MiB
+BLOCK = 2**20  # numbers of float64 taken up at a time: 8 MiB
 
 
 def check_pair(probs: Array, others: Array | None) -> tuple[int, int, int, int]:

@@ -34,7 +34,7 @@ class Points(Protocol):
 
 
 Predictions = np.ndarray | list[Trajectory] | Points
-_SLAB = 2**28  # bytes of probabilities made at a time from trajectories
+_SLAB = 2**24  # bytes of probabilities made at a time from trajectories
 
 
 def as_predictions(models: Any) -> Predictions:
@@ -104,7 +104,7 @@ def distances_among(
         across[base] = divergence(known[base], weights=weights)
         return across
 
-    return _sum_over_samples(part, models, sample_weights)
+    return _sum_over_samples(part, models, sample_weights, sizes(models)[0])
 
 
 def distances_between(
@@ -127,7 +127,8 @@ def distances_between(
     def part(samples: slice, weights: np.ndarray | None) -> np.ndarray:
         return np.asarray(divergence(_take(new, samples), _take(models, samples), weights=weights))
 
-    return _sum_over_samples(part, models, sample_weights)
+    rows = sizes(models)[0] + 2 * sizes(new)[0]  # new points may be in float64
+    return _sum_over_samples(part, models, sample_weights, rows)
 
 
 def saturated_share_among(models: Predictions, base: np.ndarray) -> float:
@@ -144,13 +145,14 @@ def _sum_over_samples(
     part: Callable[[slice, np.ndarray | None], np.ndarray],
     models: Predictions,
     sample_weights: np.ndarray | None,
+    rows: int,
 ) -> np.ndarray:
-    """Distances are means over samples, so those of slabs add up by their shares."""
-    count, samples, classes = sizes(models)
+    """Distances are means over samples, so those of slabs, ``rows`` predictions a sample, add up by their shares."""
+    _, samples, classes = sizes(models)
     weights = check_weights(sample_weights, samples, "samples").numpy()
-    slab = count * samples * classes * 4 if isinstance(models, np.ndarray) else _SLAB  # an array is in memory anyway
+    slab = rows * samples * classes * 4 if isinstance(models, np.ndarray) else _SLAB  # an array is in memory anyway
     total: Any = 0.0
-    for where in _slices_with_weight(samples, count * classes * 4, slab, weights):
+    for where in _slices_with_weight(samples, rows * classes * 4, slab, weights):
         total = total + weights[where].sum() * part(where, None if sample_weights is None else weights[where])
     return np.asarray(total, dtype=np.float64)
 

@@ -102,7 +102,7 @@ def cosines_of_path(
     from_ignorance, from_truth = torch.empty(2, snapshots, samples, dtype=torch.float64)
     theta = torch.empty(samples if truth.ndim == 2 else 1, dtype=torch.float64)
     for steps, some in pieces(log_probs.shape):
-        roots = unit_roots(torch.from_numpy(np.exp(log_probs[steps, some].astype(np.float64))))
+        roots = unit_roots(torch.from_numpy(np.exp(log_probs[steps, some].astype(np.float64, order="C"))))
         from_ignorance[steps, some], from_truth[steps, some], between = cosines(roots, truth[some])
         theta[some if truth.ndim == 2 else slice(None)] = between
     return from_ignorance, from_truth, theta
@@ -134,13 +134,17 @@ def nearest(from_start: Tensor, from_end: Tensor, theta: Tensor) -> Tensor:
 
 def slope_at(from_start: Tensor, from_end: Tensor, theta: Tensor, place: Tensor) -> Tensor:
     """Derivative of the mean distance at each model's ``place``: negative where the nearest point lies further on."""
-    return _derivatives(from_start, from_end, theta, place)[0]
+    return (theta * _tangents(from_start, from_end, theta, place)).mean(-1)
 
 
 def _derivatives(from_start: Tensor, from_end: Tensor, theta: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     """First and second derivative by t of -mean ln[A sin((1 - t)θ) + B sin(tθ)]."""
+    tangent = _tangents(from_start, from_end, theta, place)
+    return (theta * tangent).mean(-1), (theta.square() * (1 + tangent.square())).mean(-1)
+
+
+def _tangents(from_start: Tensor, from_end: Tensor, theta: Tensor, place: Tensor) -> Tensor:
     to_start, to_end = (1 - place[:, None]) * theta, place[:, None] * theta
     height = from_start * to_start.sin() + from_end * to_end.sin()
     change = from_start * to_start.cos() - from_end * to_end.cos()
-    tangent = change / torch.where(theta > 0, height, 1.0)  # where the truth knows nothing, θ is 0 and nothing is added
-    return (theta * tangent).mean(-1), (theta.square() * (1 + tangent.square())).mean(-1)
+    return change / torch.where(theta > 0, height, 1.0)  # where the truth knows nothing, θ is 0 and nothing is added

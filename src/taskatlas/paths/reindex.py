@@ -2,8 +2,8 @@
 
 Runs differ in pace, so they are compared at equal progress. A run's progress may fall back; the rule here is *first
 passage*: a value of progress belongs to the first snapshot that has reached it, and to the point before it on the
-geodesic from the snapshot before (Ramesh et al., ICML 2023, section 2). That point is found by bisection, for progress
-does not grow evenly along this geodesic.
+geodesic from the snapshot before (Ramesh et al., ICML 2023, section 2). That point is searched for, because
+progress does not grow evenly along this geodesic.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from taskatlas.paths.progress import cosines_of_path, slope_at
 from taskatlas.paths.simplex import Truth, unit_roots
 
 _SLACK = 1e-9  # a grid that ends where the run ends may miss it by rounding
-_HALVINGS = 30
+_MOST_STEPS = 60
+_CLOSE = 1e-9  # a step of the search this small ends it
 
 
 class Regression(NamedTuple):
@@ -122,7 +123,7 @@ def points_of_passage(
 
 
 def _roots(log_probs: np.ndarray, snapshot: int, samples: slice) -> Tensor:
-    return unit_roots(torch.from_numpy(np.exp(log_probs[snapshot, samples].astype(np.float64))))
+    return unit_roots(torch.from_numpy(np.exp(log_probs[snapshot, samples].astype(np.float64, order="C"))))
 
 
 def _shares(log_probs: np.ndarray, before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
@@ -132,7 +133,6 @@ def _shares(log_probs: np.ndarray, before: np.ndarray, after: np.ndarray, values
     distance still falls at that value. Square roots on a great circle are sums of its ends', and so are their cosines.
     """
     from_start, from_end, theta = cosines_of_path(log_probs, truth)
-    start_a, start_b, end_a, end_b = from_start[before], from_start[after], from_end[before], from_end[after]
     _, samples, classes = log_probs.shape
     angle = {
         t: torch.cat(
@@ -143,11 +143,38 @@ def _shares(log_probs: np.ndarray, before: np.ndarray, after: np.ndarray, values
         )
         for t in np.unique(after).tolist()
     }
-    between = torch.stack([angle[t] for t in after.tolist()])
+    found = torch.empty_like(values)
+    for some in sample_slices(len(values), samples, BLOCK // 4):
+        first, second = before[some], after[some]
+        ends = (from_start[first], from_start[second], from_end[first], from_end[second])
+        between = torch.stack([angle[t] for t in second.tolist()])
+        found[some] = _crossing(*ends, between, theta, values[some])
+    return found
+
+
+def _crossing(
+    start_a: Tensor, start_b: Tensor, end_a: Tensor, end_b: Tensor, between: Tensor, theta: Tensor, values: Tensor
+) -> Tensor:
+    """Where on the way from a to b the slope of the distance at each value changes its sign, by the Illinois method.
+
+    A secant inside a bracket; where one end of it stays, the slope there is halved, so that it moves at last. The far
+    end has reached the value, so that is the answer where the slope is positive all the way.
+    """
+
+    def slope(share: Tensor) -> Tensor:
+        toward_a, toward_b = slerp_weights(between, share[:, None])
+        return slope_at(toward_a * start_a + toward_b * start_b, toward_a * end_a + toward_b * end_b, theta, values)
+
     low, high = torch.zeros_like(values), torch.ones_like(values)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        toward_a, toward_b = slerp_weights(between, middle[:, None])
-        slope = slope_at(toward_a * start_a + toward_b * start_b, toward_a * end_a + toward_b * end_b, theta, values)
-        low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
-    return high
+    at_low, at_high = slope(low).clamp(min=0), slope(high).clamp(max=0)
+    place = high
+    for _ in range(_MOST_STEPS):
+        rise = at_low - at_high
+        new = torch.where(rise > 0, (low * -at_high + high * at_low) / rise.clamp(min=1e-300), high)
+        if bool(((new - place).abs() <= _CLOSE).all()):
+            break
+        place, here = new, slope(new)
+        up = here > 0
+        at_low, at_high = torch.where(up, here, at_low / 2), torch.where(up, at_high / 2, here)
+        low, high = torch.where(up, place, low), torch.where(up, high, place)
+    return place

@@ -153,7 +153,7 @@ def trace_runs(
     rows = list(zip(models, names, of, strict=True))
     summaries = tuple(_summary(run, name, task, truth) for run, name, task in track(rows, "measuring runs"))
     sides: dict[str, EqualProgress] = {}
-    if truth is not None:
+    if truth is not None and len(runs) > 1:
         both = list(zip(models, summaries, strict=True))
         known = [reindexed(run, truth, reached=one.progress) for run, one in track(both, "re-indexing by progress")]
         sides = {task: mean_of_seeds([known[i] for i in members], truth) for task, members in task_members(of).items()}
@@ -177,7 +177,8 @@ def _summary(run: Trajectory, name: str, task: str, truth: Truth | None) -> RunS
     progress = None if truth is None else run.progress(truth)
     accuracy = None if truth is None or truth.ndim == 2 else run.accuracy(truth)
     fallen = () if progress is None else find_regressions(progress, run.steps)
-    return RunSummary(name, task, run.steps, run.length(), run.tortuosity(), progress, accuracy, fallen, run.note)
+    length = run.length()
+    return RunSummary(name, task, run.steps, length, run.tortuosity(length), progress, accuracy, fallen, run.note)
 
 
 def _mean_paths(sides: Mapping[str, EqualProgress], fit: InPCA) -> tuple[list[ProjectedPath], list[str]]:

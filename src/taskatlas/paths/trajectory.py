@@ -291,9 +291,9 @@ class Trajectory:
         """Fisher length of the whole path; see ``path_length``."""
         return float(self.step_lengths(step).sum())
 
-    def tortuosity(self) -> float:
-        """Length over the length of the geodesic between the ends; see ``tortuosity``."""
-        ends, length = self._distance(0, len(self) - 1), self.length()
+    def tortuosity(self, length: float | None = None) -> float:
+        """Length over the length of the geodesic between the ends; see ``tortuosity``. A length that is known helps."""
+        ends, length = self._distance(0, len(self) - 1), self.length() if length is None else length
         return 1.0 if length == 0 else (length / ends if ends > 0 else float("inf"))
 
     def plot(self, ax: Any = None) -> Any:

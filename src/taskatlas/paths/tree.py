@@ -155,7 +155,7 @@ def task_tree(
     check_same_samples(runs)
     if distance == "frechet":
         pairs = list(itertools.combinations([seeds[0] for seeds in tasks.values()], 2))
-        found = [frechet_between(first, second) for first, second in track(pairs, "comparing runs")]
+        found = [frechet_between(first, second) for first, second in track(pairs, "comparing paths")]
     else:
         truth = runs[0].truth(truth)
         sides = [at_equal_progress(seeds, truth) for seeds in track(list(tasks.values()), "re-indexing by progress")]
