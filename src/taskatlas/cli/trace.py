@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, emit, table, warn
 
@@ -27,7 +28,7 @@ def trace(
     *,
     labels: Path | None = None,
     metric: Literal["bhattacharyya", "hellinger", "symmetric_kl"] = "bhattacharyya",
-    components: Positive | None = None,
+    components: Annotated[int | None, Parameter(validator=Number(gte=2))] = None,
     distance: Literal["progress", "frechet"] | None = None,
     bootstrap: NotNegative = 0,
     groups: Path | None = None,

@@ -197,22 +197,25 @@ def _open(path: Path, sort: _Sort, name: str, predictions: str | None, kind: Kin
     if sort == "run":
         return OpenedRun(Trajectory.load(path, names={_UNNAMED: name}), path)
     run, lost = recover_record(path, {_UNNAMED: name})
-    warning = f"{path} was cut short: {len(run)} whole snapshots were read, {lost} bytes after them were not."
+    warning = f"{path} was cut short: {len(run)} whole snapshots were read, {lost} bytes were not."
     return OpenedRun(run, path, warning if lost else "")
 
 
 def _file_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A name for each file: its stem, with as many folders before it as it takes to tell all apart."""
+    """A name for each file: its stem, and for those that share one, as many folders before it as tell all apart."""
     parts = {path: (*path.resolve().parts[1:-1], path.name.split(".")[0]) for path in files}
-    depth = dict.fromkeys(files, 1)
-    while True:
-        names = {path: "/".join(parts[path][-depth[path] :]) for path in files}
-        shared = [path for path in files if list(names.values()).count(names[path]) > 1]
-        longer = [path for path in shared if depth[path] < len(parts[path])]
-        if not longer:
-            return names
-        for path in longer:
-            depth[path] += 1
+    alike: dict[str, list[Path]] = {}
+    for path in files:
+        alike.setdefault(parts[path][-1], []).append(path)
+    names = {}
+    for group in alike.values():
+        deepest = max(len(parts[path]) for path in group)
+        for depth in range(1, deepest + 1):
+            found = {path: "/".join(parts[path][-depth:]) for path in group}
+            if len(set(found.values())) == len(group):
+                break
+        names |= found
+    return names
 
 
 def _npy_labels(path: Path) -> np.ndarray:

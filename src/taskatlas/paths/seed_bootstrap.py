@@ -29,6 +29,7 @@ class SeedBootstrap:
 
     Attributes:
         tasks: m names.
+        draws: (R, runs) how often each run was drawn.
         eigenvalues: (R, k), of the first k axes of each resample's map, signed.
         explained_stress: (R, k), cumulative.
         length: (R, m) mean Fisher length of the drawn seeds.
@@ -38,6 +39,7 @@ class SeedBootstrap:
     """
 
     tasks: tuple[str, ...]
+    draws: Integer[np.ndarray, "resamples runs"]
     eigenvalues: Float[np.ndarray, "resamples axes"]
     explained_stress: Float[np.ndarray, "resamples axes"]
     length: Float[np.ndarray, "resamples tasks"]
@@ -97,7 +99,7 @@ def bootstrap_seeds(
     measures["accuracy"] = _at_the_end([None if labels is None else run.accuracy(labels) for run in runs])
     means = {name: _means(per_run, draws, members) for name, per_run in measures.items()}
     distances = None if found is None or len(members) < 2 else _distances(runs, found, draws, members)
-    return SeedBootstrap(tuple(members), values, stress, **means, distances=distances)
+    return SeedBootstrap(tuple(members), draws, values, stress, **means, distances=distances)
 
 
 def task_members(tasks: Sequence[str]) -> dict[str, list[int]]:

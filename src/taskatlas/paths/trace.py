@@ -119,7 +119,7 @@ def trace_runs(
             are none. Without any, progress and accuracy are left out.
         tasks: the task of each run: runs of one task are its seeds. The runs' names where there are none.
         metric: the distance of the map: bhattacharyya, hellinger or symmetric_kl.
-        n_components: axes of the map; None: three, or as many as there are models.
+        n_components: axes of the map, two at least; None: three, or as many as there are models.
         landmarks: so many models make the map; see ``InPCA``.
         distance: between tasks; see ``task_tree``. None: at equal progress where there is a truth, Fréchet's elsewhere.
         bootstrap: resamples for intervals, over samples and, where a task has several runs, over seeds; 0 for none.
@@ -144,6 +144,8 @@ def trace_runs(
         raise BadInput("runs are compared at equal progress toward a truth, and there are no labels. Give labels.")
     if bootstrap and landmarks is not None:
         raise BadInput("a bootstrap needs a map that all models made. Leave out either the landmarks or the bootstrap.")
+    if n_components is not None and n_components < 2:
+        raise BadInput(f"a map to look at has two axes at least, not {n_components}.")
     count = sum(len(run) for run in runs)
     axes = min(_AXES, count) if n_components is None else n_components
     fit = InPCA(axes, metric, landmarks=landmarks, random_state=seed).fit(models)

@@ -344,7 +344,7 @@ def check_same_samples(runs: Sequence[Trajectory]) -> None:
             how = "in another order" if common == len(first.ids) == len(run.ids) else f"with {common} in common"
             raise BadInput(
                 f"runs {first.name!r} and {run.name!r} were recorded on other samples ({len(first.ids)} and "
-                f"{len(run.ids)}, {how}). Bring both to common ids with take(ids)."
+                f"{len(run.ids)}, {how}). Bring both to common ids with Trajectory.take(ids)."
             )
         if run.log_probs.shape[2] != first.log_probs.shape[2]:
             raise BadInput(
