@@ -10,10 +10,11 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -23,7 +24,7 @@ from taskatlas.errors import BadInput
 from taskatlas.paths.trajectory import Trajectory
 from taskatlas.store import atomic_write
 
-_MAGIC = b"taskatlas record 1\n"
+MAGIC = b"taskatlas record 1\n"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def start_record(path: Path, header: RecordHeader) -> None:
         BadInput: the place cannot be written.
     """
     text = json.dumps(asdict(header)).encode()
-    text += b" " * (-(len(_MAGIC) + 8 + len(text)) % 8)  # snapshots start where numbers of 8 bytes do
+    text += b" " * (-(len(MAGIC) + 8 + len(text)) % 8)  # snapshots start where numbers of 8 bytes do
     with atomic_write(path) as file:
-        file.write_bytes(_MAGIC + struct.pack("<Q", len(text)) + text)
+        file.write_bytes(MAGIC + struct.pack("<Q", len(text)) + text)
 
 
 def append_snapshot(path: Path, step: float, log_probs: Float[np.ndarray, "samples classes"]) -> None:
@@ -97,23 +98,32 @@ def read_record(path: Path | str) -> Trajectory:
     Raises:
         BadInput: the file is missing, no record, or has no whole snapshot.
     """
-    path = Path(path)
+    return recover_record(Path(path))[0]
+
+
+def recover_record(path: Path, names: Mapping[str, str] = MappingProxyType({})) -> tuple[Trajectory, int]:
+    """``read_record``, and how many bytes follow the last whole snapshot: above 0 where the run was cut off.
+
+    Args:
+        path: the record.
+        names: what to call a run instead of what its file says, by that.
+
+    Raises:
+        BadInput: as ``read_record``.
+    """
     header, start = read_header(path)
     with path.open("rb") as file:
-        steps = [step for step, _ in _snapshots(file, header, start)]
-    if not steps:
+        steps = np.array([step for step, _ in _snapshots(file, header, start)])
+    if not len(steps):
         raise BadInput(f"{path} holds no whole snapshot. The run ended before its first one was written.")
-    samples, classes = len(header.ids), header.classes
-    log_probs = np.ndarray(
-        (len(steps), samples, classes),
-        dtype="<f4",
-        buffer=np.memmap(path, dtype=np.uint8, mode="r"),
-        offset=start + 8,
-        strides=(header.snapshot_bytes, 4 * classes, 4),
+    values = ("<f4", (len(header.ids), header.classes))
+    layout = np.dtype([("step", "<f8"), ("log_probs", *values), ("checksum", "<u4")])
+    snapshots = np.memmap(path, dtype=layout, mode="r", offset=start, shape=(len(steps),))
+    whole = steps.astype(np.int64) if (steps == np.floor(steps)).all() else steps
+    found = Trajectory(
+        names.get(header.name, header.name), snapshots["log_probs"], whole, header.ids, header.labels, header.probe
     )
-    found = np.array(steps)
-    whole = found.astype(np.int64) if (found == np.floor(found)).all() else found
-    return Trajectory(header.name, log_probs, whole, header.ids, header.labels, header.probe)
+    return found, path.stat().st_size - start - len(steps) * header.snapshot_bytes
 
 
 def read_header(path: Path) -> tuple[RecordHeader, int]:
@@ -124,7 +134,7 @@ def read_header(path: Path) -> tuple[RecordHeader, int]:
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
+            if file.read(len(MAGIC)) != MAGIC:
                 raise BadInput(f"{path} is no record of a run. Give a file that a Recorder wrote.")
             (length,) = struct.unpack("<Q", file.read(8))
             header = RecordHeader(**json.loads(file.read(length)))
