@@ -207,7 +207,7 @@ def _file_names(files: Sequence[Path]) -> dict[Path, str]:
     alike: dict[str, list[Path]] = {}
     for path in files:
         alike.setdefault(parts[path][-1], []).append(path)
-    names = {}
+    names: dict[Path, str] = {}
     for group in alike.values():
         deepest = max(len(parts[path]) for path in group)
         for depth in range(1, deepest + 1):
