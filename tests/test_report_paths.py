@@ -179,7 +179,7 @@ def test_saturation_and_what_could_not_be_done_are_said(tmp_path):
     write_trace(other, tmp_path / "atlas", runs=opened, settings={}, seed=0)
     text = paths_sections(tmp_path / "atlas")[0].text
     assert "25 % of all pairs" in text
-    assert "nothing fits." in text
+    assert "Nothing fits." in text
 
 
 def test_names_are_shown_and_never_obeyed(tmp_path):

@@ -189,7 +189,11 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_there(run, place):
     write_run("late.npz", 1, steps=9)
     with np.load("late.npz") as late:
         write_run("runs/late.npz", steps=2, labels=late["labels"], logits=late["logits"][-2:])
-    ran = run("trace", "runs/early.npz", "runs/late.npz", "--format", "json")
+    given = ("trace", "runs/early.npz", "runs/late.npz", "--format", "json")
+    ran = run(*given)
+    assert ran.json["distances"]["between"] == "frechet"
+    assert "compared as paths" in ran.err
+    ran = run(*given, "--distance", "progress")
     assert ran.code == 0
     assert "no progress in common" in ran.err
     assert ran.err.count("\n") == 1

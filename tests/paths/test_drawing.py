@@ -89,8 +89,8 @@ def test_panels_of_maps_with_few_axes():
 
 def test_a_truth_that_lies_far_out_does_not_squeeze_the_runs():
     runs = np.array([[0.0, 0.0], [1.0, 1.0]])
-    assert points_in_view(np.array([[0.5, 0.5], [1.9, 1.9]]), runs) == 2
-    assert points_in_view(np.array([[0.5, 0.5], [1.9, 1.9], [2.1, 1.0], [0.5, 0.5]]), runs) == 2
+    assert points_in_view(np.array([[0.5, 0.5], [1.5, 1.5]]), runs) == 2
+    assert points_in_view(np.array([[0.5, 0.5], [1.5, 1.5], [1.7, 1.0], [0.5, 0.5]]), runs) == 2
     assert points_in_view(np.array([[9.0, 9.0]]), runs) == 0
 
 

@@ -111,11 +111,14 @@ def test_what_cannot_be_compared_is_noted_and_the_rest_is_there():
     early = run(steps=3, speed=0.2, noise=0.01)
     late = Trajectory("a", np.log(learning(noise=0.0)[6:]), range(3), early.ids, early.labels)
     other = Trajectory("b", late.log_probs, late.steps, late.ids, late.labels)
-    apart = trace_runs([early, other])
+    apart = trace_runs([early, other], distance="progress")
     assert apart.tree is None
-    assert "no distances between runs" in apart.notes[0]
+    assert "no distances at equal progress" in apart.notes[0]
     assert "no progress in common" in apart.notes[0]
-    assert trace_runs([early, other], distance="frechet").tree is not None
+    instead = trace_runs([early, other])
+    assert instead.tree.distance == "frechet"
+    assert "compared as paths" in instead.notes[0]
+    assert trace_runs([early, other], distance="frechet").notes == ()
     seeds = trace_runs([early, late, run("c", steps=3)])
     assert "task 'a' has no mean path" in seeds.notes[0]
     assert [path.kind for path in seeds.embedding.paths] == ["truth"]

@@ -233,9 +233,7 @@ def matched(a: EqualProgress, b: EqualProgress) -> tuple[EqualProgress, EqualPro
         return replace(a, inside=common), replace(b, inside=common)
     low, high = max(a.low, b.low), min(a.high, b.high)
     if low > high:
-        raise BadInput(
-            f"these runs have no progress in common: {a}, {b}. Fréchet's distance, 'frechet', compares them too."
-        )
+        raise BadInput(f"these runs have no progress in common: {a}, {b}. Fréchet's distance, frechet, needs none.")
     grid = np.unique(np.linspace(low, high, _FEW))
     return _at(a, grid), _at(b, grid)
 

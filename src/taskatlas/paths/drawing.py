@@ -209,12 +209,12 @@ def _draw_line(ax: Any, points: np.ndarray, colour: str, label: str, *, faint: b
 
 
 def points_in_view(points: np.ndarray, runs: np.ndarray) -> int:
-    """How many of a path's first points lie no further from the runs than these are wide.
+    """How many of a path's first points lie near the runs: within 0.6 of their largest extent.
 
     The truth can lie so far out, above all on weak axes, that a picture with it would show nothing else.
     """
     low, high = runs.min(0), runs.max(0)
-    room = np.maximum(high - low, 1e-9 + 0.1 * (high - low).max())
+    room = 0.6 * float((high - low).max()) + 1e-9
     outside = ((points < low - room) | (points > high + room)).any(1)
     return int(np.argmax(outside)) if outside.any() else len(points)
 

@@ -178,9 +178,10 @@ class Embedding:
             'axis 2, time-like: +24 % of stress [√nat]'
         """
         stress = self.explained_stress
-        added = stress[axis] - (stress[axis - 1] if axis else 0.0)
+        added = 100 * (stress[axis] - (stress[axis - 1] if axis else 0.0))
+        percent = f"{'+' if axis else ''}{added:.{0 if added >= 10 else 1}f} %"
         kind = ", time-like" if self.signs[axis] < 0 else ""
-        return f"axis {axis + 1}{kind}: {'+' if axis else ''}{100 * added:.0f} % of stress{_UNITS[self.metric]}"
+        return f"axis {axis + 1}{kind}: {percent} of stress{_UNITS[self.metric]}"
 
     def plot(self, ax: Any = None, *, axes: Sequence[int] = (0, 1), tasks: Mapping[str, str] | None = None) -> Any:
         """Draws the runs as lines in two or three axes of the map, time-like ones marked as such.

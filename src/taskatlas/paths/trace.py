@@ -121,7 +121,8 @@ def trace_runs(
         metric: the distance of the map: bhattacharyya, hellinger or symmetric_kl.
         n_components: axes of the map, two at least; None: three, or as many as there are models.
         landmarks: so many models make the map; see ``InPCA``.
-        distance: between tasks; see ``task_tree``. None: at equal progress where there is a truth, Fréchet's elsewhere.
+        distance: between tasks; see ``task_tree``. None: at equal progress, or Fréchet's where there is no truth or two
+            tasks share no progress.
         bootstrap: resamples for intervals, over samples and, where a task has several runs, over seeds; 0 for none.
         seed: of the landmarks and the resamples.
 
@@ -161,7 +162,6 @@ def trace_runs(
         sides = {task: mean_of_seeds([known[i] for i in members], truth) for task, members in task_members(of).items()}
         means, notes = _mean_paths(sides, fit)
         embedding = replace(embedding, paths=[*embedding.paths, *means])
-    distance = distance or ("frechet" if truth is None else "progress")
     tree, said = _tree(runs, sides, distance)
     return Trace(
         summaries,
@@ -170,7 +170,7 @@ def trace_runs(
         saturated_share_among(models, fit.base_) if metric == "bhattacharyya" else None,
         samples,
         classes,
-        _intervals(models, fit, truth, names, of, distance, bootstrap, seed) if bootstrap else {},
+        _intervals(models, fit, truth, names, of, tree, bootstrap, seed) if bootstrap else {},
         (*notes, *said),
     )
 
@@ -198,18 +198,22 @@ def _mean_paths(sides: Mapping[str, EqualProgress], fit: InPCA) -> tuple[list[Pr
 
 
 def _tree(
-    runs: Sequence[Trajectory], sides: Mapping[str, EqualProgress], distance: Distance
+    runs: Sequence[Trajectory], sides: Mapping[str, EqualProgress], distance: Distance | None
 ) -> tuple[TaskTree | None, list[str]]:
-    """The tree of tasks, or why there is none."""
-    if distance == "frechet":
-        return (task_tree(runs, distance="frechet") if len(runs) > 1 else None), []
-    if len(sides) < 2:
-        return None, []
-    try:
-        pairs = [matched(first, second) for first, second in itertools.combinations(sides.values(), 2)]
-    except BadInput as error:
-        return None, [f"there are no distances between runs: {error}"]
-    return joined(list(sides), mean_distances(pairs)), []
+    """The tree of tasks, or why it is another one than was to be expected, or none."""
+    notes = []
+    if sides and distance != "frechet":
+        if len(sides) < 2:
+            return None, []
+        try:
+            pairs = [matched(first, second) for first, second in itertools.combinations(sides.values(), 2)]
+        except BadInput as error:
+            if distance == "progress":
+                return None, [f"there are no distances at equal progress: {error}"]
+            notes.append(f"runs are compared as paths and each by itself, for some share no progress: {error}")
+        else:
+            return joined(list(sides), mean_distances(pairs)), []
+    return (task_tree(runs, distance="frechet") if len(runs) > 1 else None), notes
 
 
 def _intervals(
@@ -218,7 +222,7 @@ def _intervals(
     truth: Truth | None,
     names: Sequence[str],
     tasks: Sequence[str],
-    distance: Distance,
+    tree: TaskTree | None,
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -230,6 +234,7 @@ def _intervals(
         "eigenvalues": _ends(drawn.eigenvalues[:, :axes]),
         **{what: _ends_by_name(names, getattr(measured, what)) for what in ("length", "progress", "accuracy")},
     }
+    at_paths = tree is not None and tree.distance == "frechet"  # these are distances between runs, not tasks
     found: dict[str, Any] = {"resamples": resamples, "level": LEVEL, "samples": samples}
     if len(set(tasks)) < len(tasks):
         seeds = bootstrap_seeds(
@@ -239,7 +244,7 @@ def _intervals(
             "explained_stress": _ends(seeds.explained_stress),
             "eigenvalues": _ends(seeds.eigenvalues),
             **{what: _ends_by_name(seeds.tasks, getattr(seeds, what)) for what in ("length", "progress", "accuracy")},
-            "distances": None if seeds.distances is None or distance == "frechet" else _ends(seeds.distances),
+            "distances": None if seeds.distances is None or at_paths else _ends(seeds.distances),
         }
     return found
 

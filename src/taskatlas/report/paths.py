@@ -74,7 +74,7 @@ def _map_section(trace: Trace, source: Path) -> Section:
             f"{100 * trace.saturated:.2g} % of all pairs of models on a sample do not overlap at all, and their "
             "distance is the floor's. "
         )
-    text += " ".join(trace.notes)
+    text += " ".join(f"{note[:1].upper()}{note[1:]}" for note in trace.notes)
     figures = [_flat_figure(trace)]
     if axes > 2:
         figures.append(_solid_figure(trace))
@@ -288,7 +288,7 @@ def _at_progress(trace: Trace, value: float) -> np.ndarray:
 
 
 def _progress_section(trace: Trace, source: Path) -> Section:
-    tasks = len(trace.tasks) < len(trace.runs)
+    tasks = any(not run.name.startswith(run.task) for run in trace.runs)  # a run "cats #2" says its task itself
     known = any(run.progress is not None for run in trace.runs)
     text = (
         "Length is Fisher's, summed over snapshots; tortuosity is length over that of the shortest way between a run's "
