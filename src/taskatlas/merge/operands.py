@@ -1,0 +1,132 @@
+"""What a merge works on: one tensor as every model has it, with the numbers that say how, whole or piece by piece."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from taskatlas.errors import BadInput
+
+PIECE = 2**15
+"""Elements of a piece: a few float32 pieces fit a core's cache, and torch works on one of this size with one thread."""
+
+Cut = Literal["elements", "rows", "tensor"]
+"""Where a tensor may be cut: anywhere, between rows (the first axis; a vector is one row), nowhere."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """One tensor of every model, and how to merge it.
+
+    Attributes:
+        name: of the tensor, for messages and for the seeds of random methods.
+        models: a name for each model. Seeds and the order of sums follow names, never positions.
+        tensors: one a model, of one shape, as they are stored; memory-mapped ones are read when they are used. The
+            base is never among them.
+        base: the same tensor of the base model, where there is one.
+        parameters: of each model: weight, density and what else its method has, complete.
+        settings: of the merge: lambda, normalize and what else its method has, complete.
+        seed: of random methods.
+        start: the first element's position, where this is a piece of a tensor.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    base: Tensor | None
+    parameters: tuple[Mapping[str, float], ...]
+    settings: Mapping[str, Any]
+    seed: int = 0
+    start: int = 0
+
+    @property
+    def everything(self) -> tuple[Tensor, ...]:
+        """The tensors of all models and of the base."""
+        return self.tensors if self.base is None else (*self.tensors, self.base)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor; all have the same."""
+        return self.everything[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which to compute: float64 where a tensor has it, else float32."""
+        wide = any(tensor.dtype == torch.float64 for tensor in self.everything)
+        return torch.float64 if wide else torch.float32
+
+    def weights(self) -> list[float]:
+        """The models' weights."""
+        return [parameters["weight"] for parameters in self.parameters]
+
+    def in_order(self) -> "Operands":
+        """The same with models in the order of their names, so that sums do not depend on how they were listed."""
+        order = sorted(range(len(self.models)), key=lambda i: self.models[i])
+        if order == list(range(len(order))):
+            return self
+        return replace(
+            self,
+            models=tuple(self.models[i] for i in order),
+            tensors=tuple(self.tensors[i] for i in order),
+            parameters=tuple(self.parameters[i] for i in order),
+        )
+
+    def rows(self) -> "Operands":
+        """The same tensors as matrices: the first axis, and all others as one; a vector or a number is one row."""
+        return self._reshaped((self.shape[0], -1) if len(self.shape) > 1 and self.shape.numel() else (1, -1))
+
+    def flat(self) -> "Operands":
+        """The same tensors as vectors."""
+        return self._reshaped((-1,))
+
+    def piece(self, start: int, stop: int) -> "Operands":
+        """Of matrices the rows, of vectors the elements, from ``start`` to before ``stop``."""
+        width = self.shape[1] if len(self.shape) == 2 else 1
+        return replace(
+            self,
+            tensors=tuple(tensor[start:stop] for tensor in self.tensors),
+            base=None if self.base is None else self.base[start:stop],
+            start=self.start + start * width,
+        )
+
+    def _reshaped(self, shape: Sequence[int]) -> "Operands":
+        return replace(
+            self,
+            tensors=tuple(tensor.reshape(shape) for tensor in self.tensors),
+            base=None if self.base is None else self.base.reshape(shape),
+        )
+
+
+def cuts(operands: Operands, cut: Cut) -> Iterator[tuple[int, int]]:
+    """Start and stop of each piece of flat or row-shaped operands. They depend on the shape alone.
+
+    Example:
+        >>> x = torch.zeros(3, 20_000)
+        >>> operands = Operands("x", ("a",), (x,), None, ({},), {})
+        >>> list(cuts(operands.flat(), "elements")), list(cuts(operands.rows(), "rows"))
+        ([(0, 32768), (32768, 60000)], [(0, 1), (1, 2), (2, 3)])
+    """
+    length = operands.shape[0]
+    width = operands.shape[1] if len(operands.shape) == 2 else 1
+    step = max(1, length) if cut == "tensor" else max(1, PIECE // max(1, width))
+    for start in range(0, length, step):
+        yield start, min(start + step, length)
+
+
+def refuse_not_finite(operands: Operands) -> None:
+    """Looks through every tensor, whole.
+
+    Raises:
+        BadInput: an element is NaN or infinite; the message names the tensor and the model.
+    """
+    for model, tensor in zip((*operands.models, "the base"), operands.everything, strict=False):
+        flat = tensor.reshape(-1)
+        for start in range(0, len(flat), PIECE):
+            part = flat[start : start + PIECE].to(operands.dtype)
+            if not torch.isfinite(part).all():
+                kind = "NaN" if torch.isnan(part).any() else "an infinite number"
+                raise BadInput(
+                    f"the tensor {operands.name!r} of {model} holds {kind}. Leave that model out or repair it."
+                )
