@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from taskatlas.errors import BadInput
 from taskatlas.probe import Probe
@@ -53,12 +54,12 @@ class Unlabelled:
         return f"Unlabelled({self.probe!r}, batches of {self.batch_size})"
 
     def __len__(self) -> int:
-        return -(-len(self.probe) // self.batch_size)
+        return (len(self.probe) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         n = len(self.probe)
         order = torch.randperm(n) if self.shuffle else torch.arange(n)
-        for chosen in order.split(self.batch_size):
+        for chosen in torch.split(order, self.batch_size):
             rows = chosen.tolist()
             samples = [self.probe.inputs[row] for row in rows]
             yield prepare_samples(self.prepare, self.probe, rows, samples, who="the network")
@@ -87,10 +88,15 @@ def endless(batches: Iterable[Batch], who: str) -> Iterator[Batch]:
             )
 
 
-def network_inputs(batch: Batch, module: nn.Module) -> dict[str, Any]:
+def network_inputs(batch: Batch, module: nn.Module, precision: torch.dtype | None = None) -> dict[str, Any]:
     """A batch on the network's device and in its precision, by keyword; a plain tensor stands under ``""``.
 
     Labels that come along are left out.
+
+    Args:
+        batch: see ``Batch``.
+        module: where the batch goes.
+        precision: of floating-point inputs, in place of the network's own.
 
     Raises:
         BadInput: the batch is nothing that a network takes, or has no samples.
@@ -110,7 +116,8 @@ def network_inputs(batch: Batch, module: nn.Module) -> dict[str, Any]:
             f"a batch is a {type(batch).__name__}; a network takes a tensor, or a mapping of names to tensors. "
             "Labels may follow it in a tuple."
         )
-    device, precision = placed(module)
+    device, own_precision = placed(module)
+    precision = own_precision if precision is None else precision
     moved = {
         name: value.to(device, precision if value.is_floating_point() else None) if isinstance(value, Tensor) else value
         for name, value in found.items()
@@ -120,9 +127,10 @@ def network_inputs(batch: Batch, module: nn.Module) -> dict[str, Any]:
     return moved
 
 
-def call(module: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
-    """What a network, or a function of the same arguments, answers to ``network_inputs``."""
-    return module(inputs[""]) if "" in inputs else module(**inputs)
+def call(module: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Any:
+    """What a network answers to ``network_inputs``, with these tensors in place of its own where some are given."""
+    args, kwargs = ((inputs[""],), {}) if "" in inputs else ((), dict(inputs))
+    return module(*args, **kwargs) if tensors is None else functional_call(module, dict(tensors), args, kwargs)
 
 
 def batch_length(inputs: Mapping[str, Any]) -> int:
