@@ -81,6 +81,34 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turns a failure to write something into a sentence; other errors pass.
+
+    Raises:
+        BadInput: no permission, no space, no folder.
+
+    Example:
+        >>> with writing(Path("disk")):
+        ...     raise OSError(errno.ENOSPC, "")
+        Traceback (most recent call last):
+        ...
+        taskatlas.errors.BadInput: no space left to write disk; what was there is untouched. ...
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BadInput(
+                f"no space left to write {place}; what was there is untouched. Free some space or choose another place."
+            ) from error
+        if error.errno in _UNWRITABLE:
+            raise BadInput(f"cannot write {place}: {error.strerror}. Choose another place.") from error
+        raise
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it replaces ``path`` in one step, on failure it is removed.
 
@@ -95,7 +123,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         ...     (Path(folder) / "a.txt").read_text()
         'whole'
     """
-    with _told_as_bad_input(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -121,6 +149,31 @@ class Receipt:
     seed: int | None = None
     seconds: float = 0.0
     created: str = ""
+
+    @classmethod
+    def now(
+        cls,
+        made_by: str,
+        *,
+        inputs: Mapping[str, str],
+        settings: Mapping[str, Any],
+        outputs: Mapping[str, str],
+        sources: Mapping[str, str],
+        seed: int | None,
+        started: float,
+    ) -> Receipt:
+        """A receipt for work that ends now and began at ``started`` (``time.perf_counter()``)."""
+        return cls(
+            made_by=made_by,
+            inputs=dict(inputs),
+            settings=dict(settings),
+            outputs=dict(outputs),
+            sources=dict(sources),
+            versions=_versions(),
+            seed=seed,
+            seconds=round(time.perf_counter() - started, 3),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
     @property
     def digest(self) -> str:
@@ -216,23 +269,21 @@ def output_folder(
         BadInput: the place cannot be written; what was there is untouched.
     """
     started = time.perf_counter() if started is None else started
-    with _told_as_bad_input(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder, _STAGING)
         staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
         try:
             yield staging
             files = sorted(path for path in staging.rglob("*") if path.is_file())
-            receipt = Receipt(
-                made_by=made_by,
-                inputs=dict(inputs),
-                settings=dict(settings),
+            receipt = Receipt.now(
+                made_by,
+                inputs=inputs,
+                settings=settings,
                 outputs={str(path.relative_to(staging)): _plain_digest(path) for path in files},
                 sources={str(path.resolve()): file_digest(path) for path in sources},
-                versions=_versions(),
                 seed=seed,
-                seconds=round(time.perf_counter() - started, 3),
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                started=started,
             )
             # Whatever could refuse the receipt, a full disk too, does so before a file moves; then all is renaming.
             (staging / RECEIPT).write_text(_receipts_text(folder, receipt), encoding="utf-8")
@@ -280,7 +331,7 @@ class Store:
         if (place / RECEIPT).is_file():
             return place
         prefix = f".{place.name}-"
-        with _told_as_bad_input(self.root):
+        with writing(self.root):
             place.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(place.parent, prefix)
             workshop = Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
@@ -355,23 +406,6 @@ def _check_types(receipt: Receipt) -> None:
     outside = [name for name in receipt.outputs if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
         raise ValueError(f"{outside[0]} lies outside the folder")
-
-
-@contextmanager
-def _told_as_bad_input(place: Path) -> Iterator[None]:
-    """Turns a failure of the file system into a sentence; other errors pass."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise BadInput(
-                f"no space left to write {place}; what was there is untouched. Free some space or choose another place."
-            ) from error
-        if error.errno in _UNWRITABLE:
-            raise BadInput(f"cannot write {place}: {error.strerror}. Choose another place.") from error
-        raise
 
 
 def _plain_digest(path: Path) -> str:

@@ -46,7 +46,9 @@ from taskatlas.zoo.yaml_file import read_yaml
 Dtype = Literal["float64", "float32", "float16", "bfloat16"]
 
 # Keys of mergekit's that change what comes out and that nothing here does.
-_NOT_HERE = frozenset({"chat_template", "tokens", "pad_to_multiple_of", "input_model_parameters", "residual_weight"})
+_NOT_HERE = frozenset(
+    {"modules", "chat_template", "tokens", "pad_to_multiple_of", "input_model_parameters", "residual_weight"}
+)
 # Parameters of mergekit's that change how it works and not what comes out.
 _WITHOUT_EFFECT = frozenset({"int8_mask"})
 
@@ -61,6 +63,7 @@ _Parameters = Annotated[
     BeforeValidator(_nothing_as_empty),
 ]
 _Name = Annotated[str, Field(min_length=1)]
+_Place = tuple[str | int, ...]
 
 
 class _Strict(BaseModel):
@@ -97,12 +100,6 @@ class OutputSlice(_Strict):
     parameters: _Parameters = {}
 
 
-class Module(_Strict):
-    """A part of a model with layers of its own: every tensor whose name starts with the part's."""
-
-    slices: Annotated[tuple[OutputSlice, ...], Field(min_length=1)]
-
-
 class TokenizerChoice(_Strict):
     """Whose tokenizer the merged model gets: ``base``, ``union`` (where all are alike), or a model's."""
 
@@ -115,8 +112,7 @@ class MergeRecipe(_Strict):
     Attributes:
         merge_method: a name of ``METHODS``.
         models: whole models, or
-        slices: stacked ranges of layers, or
-        modules: slices for each part of a model.
+        slices: ranges of layers, each laid on the one before.
         base_model: of which the others are fine-tunes, where the method takes one.
         parameters: for all models, and of the method.
         dtype: of the result; None: as the base, or else the models, have it. Sums are float32 whatever it says.
@@ -144,7 +140,6 @@ class MergeRecipe(_Strict):
     merge_method: _Name
     models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)] | None = None
     slices: Annotated[tuple[OutputSlice, ...], Field(min_length=1)] | None = None
-    modules: Annotated[dict[_Name, Module], Field(min_length=1)] | None = None
     base_model: _Name | None = None
     parameters: _Parameters = {}
     dtype: Dtype | None = None
@@ -211,18 +206,19 @@ class MergeRecipe(_Strict):
         return None if chosen is None else chosen.removeprefix("model:")
 
     @property
-    def parts(self) -> tuple[tuple[str | None, tuple[OutputSlice, ...]], ...]:
-        """Slices by the name of the part that they make up (None: the whole model); models are one slice."""
-        if self.modules is not None:
-            return tuple((name, module.slices) for name, module in self.modules.items())
+    def layers(self) -> tuple[OutputSlice, ...]:
+        """The slices; whole models are one."""
         if self.slices is not None:
-            return ((None, self.slices),)
+            return self.slices
         entries = self.models or ()
-        sources = tuple(SourceSlice(model=entry.model, parameters=entry.parameters) for entry in entries)
-        return ((None, (OutputSlice(sources=sources),)),)
+        return (
+            OutputSlice(
+                sources=tuple(SourceSlice(model=entry.model, parameters=entry.parameters) for entry in entries)
+            ),
+        )
 
     def __repr__(self) -> str:
-        entries = len({source.model for _, slices in self.parts for one in slices for source in one.sources})
+        entries = len({source.model for one in self.layers for source in one.sources})
         how = "" if self.models is not None else ", in slices"
         base = "" if self.base_model is None else f" on {self.base_model}"
         return f"MergeRecipe({self.merge_method}, {entries} model{'s' if entries > 1 else ''}{base}{how})"
@@ -239,54 +235,62 @@ class MergeRecipe(_Strict):
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def _problems(self) -> Iterator[str]:
-        given = [key for key in ("models", "slices", "modules") if getattr(self, key) is not None]
-        if len(given) != 1:
-            found = "names no models" if not given else f"has both {given[0]} and {given[1]}"
-            yield f"the recipe {found}. Write one of models, slices and modules"
+        if self.models is None and self.slices is None:
+            yield "the recipe names no models. Write them under models, or under slices"
+        if self.models is not None and self.slices is not None:
+            yield "the recipe has both models and slices. Write one of the two"
         if self.merge_method not in METHODS:
             meant = did_you_mean(self.merge_method, METHODS)
-            yield f"merge_method: there is no method {self.merge_method!r}{meant or '.'} Methods are {', '.join(METHODS)}"
+            known = ", ".join(METHODS)
+            yield f"merge_method: there is no method {self.merge_method!r}{meant or '.'} Methods are {known}"
             return
         if self.tokenizer is not None and self.tokenizer_source is not None:
             yield "tokenizer_source: tokenizer says it too. Write one of the two"
+        if self.common_only and self.base_model is None:
+            yield "common_only: the other tensors are the base's. Name a base_model"
+        if self.tokenizer_from == "base" and self.base_model is None:
+            yield "tokenizer: there is no base. Name a base_model, or whose tokenizer it shall be"
         yield from self._parameter_problems()
         yield from self._count_problems()
 
     def _parameter_problems(self) -> Iterator[str]:
-        everywhere: list[tuple[tuple[str | int, ...], Mapping[str, Setting]]] = [(("parameters",), self.parameters)]
-        per_model: list[tuple[tuple[str | int, ...], Mapping[str, Setting]]] = []
-        for number, entry in enumerate(self.models or ()):
-            per_model.append((("models", number, "parameters"), entry.parameters))
-        for place, slices in self._places():
-            for number, one in enumerate(slices):
-                everywhere.append(((*place, number, "parameters"), one.parameters))
-                for position, source in enumerate(one.sources):
-                    per_model.append(((*place, number, "sources", position, "parameters"), source.parameters))
+        everywhere: list[tuple[_Place, Mapping[str, Setting]]] = [(("parameters",), self.parameters)]
+        per_model: list[tuple[_Place, Mapping[str, Setting]]] = [
+            (("models", number, "parameters"), entry.parameters) for number, entry in enumerate(self.models or ())
+        ]
+        for number, one in enumerate(self.slices or ()):
+            everywhere.append((("slices", number, "parameters"), one.parameters))
+            for position, source in enumerate(one.sources):
+                per_model.append((("slices", number, "sources", position, "parameters"), source.parameters))
         for levels, for_one in ((everywhere, False), (per_model, True)):
             for where, parameters in levels:
                 for key, setting in parameters.items():
                     problem = _parameter_problem(self.method, key, setting, for_one=for_one)
                     if problem:
-                        yield f"{_path((*where, key))}: {problem}"
+                        yield f"{path_of(*where, key)}: {problem}"
 
     def _count_problems(self) -> Iterator[str]:
         method = self.method
-        for place, slices in self._places() if self.models is None else [(("models",), self.parts[0][1])]:
-            for number, one in enumerate(slices):
-                base = one.base_model or self.base_model
-                if method.base == "required" and base is None:
-                    yield f"base_model: {method.name} needs one. Name the model that the others were fine-tuned from"
-                names = [source.model for source in one.sources]
-                count = len(names) if method.base == "none" else sum(name != base for name in names)
-                if count < method.least or (method.most is not None and count > method.most):
-                    where = _path(place if self.models is not None else (*place, number, "sources"))
-                    beside = "" if method.base == "none" or base is None else " beside the base"
-                    yield f"{where}: {method.name} merges {_how_many(method)}{beside}, and there are {count}"
+        for number, one in enumerate(self.layers):
+            base = one.base_model or self.base_model
+            if method.base == "required" and base is None:
+                yield f"base_model: {method.name} needs one. Name the model that the others were fine-tuned from"
+            names = [source.model for source in one.sources]
+            count = len(names) if method.base == "none" else sum(name != base for name in names)
+            if count < method.least or (method.most is not None and count > method.most):
+                where = path_of("slices", number, "sources") if self.models is None else "models"
+                beside = "" if method.base == "none" or base is None else " beside the base"
+                yield f"{where}: {method.name} merges {_how_many(method)}{beside}, and there are {count}"
 
-    def _places(self) -> list[tuple[tuple[str | int, ...], tuple[OutputSlice, ...]]]:
-        if self.modules is not None:
-            return [(("modules", name, "slices"), module.slices) for name, module in self.modules.items()]
-        return [] if self.slices is None else [(("slices",), self.slices)]
+
+def path_of(*parts: str | int) -> str:
+    """A place in a recipe, as people write it.
+
+    Example:
+        >>> path_of("models", 1, "parameters", "weight")
+        'models[1].parameters.weight'
+    """
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -337,16 +341,10 @@ def _how_many(method: Method) -> str:
     return f"{method.least} to {method.most} models"
 
 
-def _path(parts: Sequence[str | int]) -> str:
-    """A place in a recipe, as people write it: ``models[1].parameters.weight``."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
-
-
 _KNOWN: Mapping[str, type[BaseModel]] = {
     "models": ModelEntry,
     "slices": OutputSlice,
     "sources": SourceSlice,
-    "modules": Module,
     "tokenizer": TokenizerChoice,
 }
 
@@ -356,13 +354,13 @@ def _first_problem(error: ValidationError) -> str:
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem, place = problems[0], problems[0]["loc"]
     if problem["type"] == "extra_forbidden":
-        return f"{_path(place)}: {_unknown_key(str(place[-1]), place[:-1])}"
+        return f"{path_of(*place)}: {_unknown_key(str(place[-1]), place[:-1])}"
     inner = problem.get("ctx", {}).get("error")
     message = str(inner) if inner is not None else problem["msg"]
     message += "" if message.endswith("?") else "."
     if not place:
         return message if inner is not None else "the recipe is no mapping of keys to values."
-    return f"{_path(place)}{'' if message.startswith('[') else ': '}{message}"
+    return f"{path_of(*place)}{'' if message.startswith('[') else ': '}{message}"
 
 
 def _unknown_key(key: str, place: Sequence[str | int]) -> str:

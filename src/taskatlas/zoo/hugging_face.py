@@ -40,6 +40,8 @@ _SETTINGS = (
     "*.model",
     "*processor_config.json",
 )
+# What else belongs to a model: how it generates, how it talks, what adapts it.
+_BESIDE = ("generation_config.json", "chat_template*", "adapter_config.json")
 # Parts that heads and training use and the last hidden state does not: files often leave them out.
 _UNUSED_PARTS = frozenset({"pooler", "mask_token", "masked_spec_embed"})
 _UNBOUNDED = 10**9  # tokenizers without a limit state an absurd one
@@ -134,6 +136,31 @@ def hub_commit(model_id: str) -> str:
             f"{model_id!r} is neither a local path nor a model that the Hugging Face hub shows ({first_line(error)}). "
             "Check its spelling, the network, and the access token."
         ) from error
+
+
+def download_model(model_id: str) -> Path:
+    """The folder in the local cache with a hub model's weights, configuration and preprocessing, fetched if need be.
+
+    Safetensors files are taken where there are any, else PyTorch's.
+
+    Raises:
+        BadInput: the hub does not know the id, or cannot be reached and nothing is cached.
+        MissingExtra: ``huggingface_hub`` is not installed.
+    """
+    hub = _hub()
+    commit = hub_commit(model_id)
+    folder = Path()
+    try:
+        for weights in ("*.safetensors", "*.bin"):
+            wanted = [*_SETTINGS, *_BESIDE, weights, f"{weights}.index.json"]
+            folder = Path(
+                hub.snapshot_download(model_id, revision=commit, allow_patterns=wanted, ignore_patterns="*/*")
+            )
+            if any(folder.glob(weights)):
+                break
+    except Exception as error:  # the hub, the network, the disk: every layer raises its own
+        raise BadInput(f"cannot fetch {model_id} from the hub ({first_line(error)}). Try again later.") from error
+    return folder
 
 
 @dataclass(frozen=True)
