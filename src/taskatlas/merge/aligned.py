@@ -23,7 +23,7 @@ class Aligned:
         tensors: tensor's name -> that of each model, as they are stored.
 
     Example:
-        >>> aligned = Aligned.of({"b": {"w": torch.ones(1)}, "a": {"w": torch.zeros(1)}}, weights={"a": 1, "b": 3})
+        >>> aligned = Aligned.of({"b": {"w": torch.ones(1)}, "a": {"w": torch.zeros(1)}}, weights={"a": 1.0, "b": 3.0})
         >>> aligned.names, aligned.mean("w")
         (('a', 'b'), tensor([0.7500]))
     """

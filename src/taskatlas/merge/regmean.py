@@ -287,7 +287,7 @@ class _Watcher:
         def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
             product, count = self._product(layer, x)
-            self.sums[name] = self.sums[name].add_(product) if name in self.sums else product.double()
+            self.sums[name] = self.sums[name].add_(product) if name in self.sums else product.to(torch.float64, copy=True)
             self.rows[name] = self.rows.get(name, 0) + count
             self.precision[name] = product.dtype
 
