@@ -322,7 +322,10 @@ def test_own_tensors_are_left_out():
         (lambda made, known: (made, {name: its for name, its in known.items() if name != "b"}), "of 'b'"),
         (lambda made, known: (made, known | {"b": {"w": torch.rand(3)}}), r"is \(3,\) and the tensor \(40, 3\)"),
         (lambda made, known: (made, known | {"b": {"w": -torch.rand(40, 3)}}), "negative"),
-        (lambda made, known: (made | {"b": {"w": torch.full((40, 3), torch.nan)} | {"n": torch.tensor(0)}}, known), "NaN"),
+        (
+            lambda made, known: (made | {"b": {"w": torch.full((40, 3), torch.nan)} | {"n": torch.tensor(0)}}, known),
+            "NaN",
+        ),
         (lambda made, known: (made | {"b": {"w": torch.rand(40, 3)}}, known), "b lacks n"),
         (lambda made, known: ({}, known), "no models"),
     ],

@@ -253,7 +253,8 @@ def test_it_fits_the_models_outputs_better_than_the_average():
 
     def error(weight):
         return sum(
-            float(((rows(i, 50).float() @ (weight - layer.weight.detach()).T) ** 2).sum()) for i, layer in enumerate(first.values())
+            float(((rows(i, 50).float() @ (weight - layer.weight.detach()).T) ** 2).sum())
+            for i, layer in enumerate(first.values())
         )
 
     merged = regmean(nets, seen, off_diagonal=1.0)["0.weight"]
