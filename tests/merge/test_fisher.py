@@ -283,11 +283,11 @@ def test_the_order_of_models_changes_no_bit():
 
 def test_models_that_count_alike_are_averaged_and_one_alone_stays():
     made, known = models()
-    alike = {name: known["c"] for name in made}
+    alike = dict.fromkeys(made, known["c"])
     mean = torch.stack([its["w"].double() for its in made.values()]).mean(0).float()
     torch.testing.assert_close(fisher_merge(made, alike)["w"], mean)
     torch.testing.assert_close(fisher_merge({"a": made["a"]}, known)["w"], made["a"]["w"], rtol=0, atol=0)
-    same = {name: made["a"] for name in made}
+    same = dict.fromkeys(made, made["a"])
     torch.testing.assert_close(fisher_merge(same, known)["w"], made["a"]["w"], rtol=1e-7, atol=0)
 
 

@@ -20,7 +20,7 @@ SHAPES = ((), (1,), (0,), (3,), (2, 3), (2, 1, 2))
 def families(draw, dtype=torch.float64):
     """A base, experts and coefficients; differences may be zero."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=5)) + [(2,)]
+    shapes = [*draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=5)), (2,)]
     base = {f"t{i}": torch.as_tensor(random.normal(size=shape)).to(dtype) for i, shape in enumerate(shapes)}
     experts = {
         name: {key: value + float(random.integers(0, 2)) * torch.as_tensor(random.normal(size=value.shape)).to(dtype)
