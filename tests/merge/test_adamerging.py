@@ -1,4 +1,4 @@
-"""Learned coefficients against a plain loop with one graph through everything, and what the result says about itself."""
+"""Learned coefficients against a plain loop with one graph through everything; what a result says about itself."""
 
 import numpy as np
 import pytest

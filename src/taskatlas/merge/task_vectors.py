@@ -20,8 +20,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.operands import Operands
-from taskatlas.merge.quantile import kth_largest
 from taskatlas.zoo.builders import some
 
 Level = Literal["task", "layer"]
@@ -317,9 +315,9 @@ def _own_tensors(tensors: Mapping[str, Tensor], shared: Set[str]) -> dict[str, T
     return {name: value for name, value in tensors.items() if name not in shared and _storage(value) not in storages}
 
 
-def _kth_magnitude(values: Tensor, k: int) -> float:
-    whole = Operands("τ", ("τ",), (values.cpu(),), None, ({},), {})
-    return kth_largest([whole], lambda piece: [piece.tensors[0].abs().numpy()], [[k]], threads=1)[0][0]
+def _kth_magnitude(values: Tensor, k: int) -> Tensor:
+    """The magnitude that k of the values reach, and fewer exceed."""
+    return torch.kthvalue(values.abs(), len(values) - k + 1).values
 
 
 def _check_finite(values: Tensor, name: str, who: str) -> None:
