@@ -252,10 +252,8 @@ def test_it_fits_the_models_outputs_better_than_the_average():
         layer.load_state_dict({k.removeprefix("0."): v for k, v in nets[name].state_dict().items() if k[0] == "0"})
 
     def error(weight):
-        return sum(
-            float(((rows(i, 50).float() @ (weight - layer.weight.detach()).T) ** 2).sum())
-            for i, layer in enumerate(first.values())
-        )
+        apart = [(rows(i, 50).float(), weight - layer.weight.detach()) for i, layer in enumerate(first.values())]
+        return sum(float(((x @ difference.T) ** 2).sum()) for x, difference in apart)
 
     merged = regmean(nets, seen, off_diagonal=1.0)["0.weight"]
     assert error(merged) < error(sum(layer.weight.detach() for layer in first.values()) / 3)

@@ -32,13 +32,11 @@ def test_every_pass_shows_every_sample_once_in_a_new_order():
 
 
 def test_samples_are_prepared_by_the_networks_own_way():
-    batches = Unlabelled(Probe.from_text(["a", "bb"]), prepare=lambda texts: {"n": torch.tensor([map(len, texts)])})
-    with pytest.raises(BadInput, match="samples '[01]' to '[01]'"):
-        list(batches)
-    fine = Unlabelled(
-        Probe.from_text(["a", "bb"]), prepare=lambda texts: torch.tensor([len(t) for t in texts]), shuffle=False
-    )
-    assert [batch.tolist() for batch in fine] == [[1, 2]]
+    probe = Probe.from_text(["a", "bb"])
+    batches = Unlabelled(probe, prepare=lambda texts: torch.tensor([len(text) for text in texts]), shuffle=False)
+    assert [batch.tolist() for batch in batches] == [[1, 2]]
+    with pytest.raises(BadInput, match=r"samples '0' to '1'.*made 1 rows"):
+        list(Unlabelled(probe, prepare=lambda texts: torch.tensor([len(texts)]), shuffle=False))
 
 
 def test_batches_are_asked_for_anew_in_each_pass():
