@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from taskatlas.merge.make_plan import SHARD_SIZE, make_plan
 from taskatlas.merge.plan import MergePlan, PlannedTensor, dtype_name
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import INDEX, Shard, write_index, write_shard
-from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, writing
+from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, sampled_digest, writing
 from taskatlas.zoo import Zoo
 
 MADE_BY = "merge"
@@ -60,6 +61,10 @@ class MergeResult:
             f"MergeResult({str(self.out)!r}, {self.tensors} tensors, {self.bytes_written / 1e6:.1f} MB, "
             f"{self.seconds:.1f} s)"
         )
+
+
+class _UnusableOperand(BadInput):
+    """A tensor that no run could merge, as long as the models are what they are."""
 
 
 def merge_recipe(
@@ -121,7 +126,9 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
     files = tuple(dict.fromkeys(file for source in plan.sources.values() for file in source.files))
     tokenizer = tokenizer_folder(plan.recipe, plan.sources, plan.config_from)
     kept = 0
-    if not _is_finished(plan, out, files):
+    if _is_finished(plan, out, files):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    else:
         _check_place(out, unfinished)
         kept = _make(plan, out, unfinished, files, tokenizer, started)
     return MergeResult(
@@ -133,28 +140,20 @@ def _make(
     plan: MergePlan, out: Path, unfinished: Path, files: Sequence[Path], tokenizer: Path | None, started: float
 ) -> int:
     """Merges what is not there yet, moves everything into its place, and returns how many shards were there."""
-    with writing(out), ThreadPoolExecutor(1) as merging, ThreadPoolExecutor(1) as reading:
+    kept = {shard.name: place for shard in plan.shards if (place := _whole(shard, (unfinished, out))) is not None}
+    _check_space(out, [shard for shard in plan.shards if shard.name not in kept])
+    with writing(out), ThreadPoolExecutor(1) as merging:
         unfinished.mkdir(parents=True, exist_ok=True)
         for leftover in unfinished.glob(".*"):  # of a run that was killed
             leftover.unlink()
-        kept = {shard.name: place for shard in plan.shards if (place := _whole(shard, (unfinished, out))) is not None}
-        _check_space(out, [shard for shard in plan.shards if shard.name not in kept])
         try:
-            digests = {file: reading.submit(file_digest, file) for file in (*files, *kept.values())}
-            outputs = {}
-            with track_bytes("merging", plan.bytes_written) as advance:
-                for shard in plan.shards:
-                    if shard.name in kept:
-                        advance(shard.nbytes)
-                        outputs[shard.name] = digests[kept[shard.name]].result()
-                    else:
-                        tensors = _told(_merged(plan, shard, merging), advance)
-                        outputs[shard.name] = write_shard(unfinished / shard.name, shard.header, tensors)
-            sources = {file: digests[file].result() for file in files}
-        except BaseException:
-            for pool in (merging, reading):
-                pool.shutdown(wait=False, cancel_futures=True)
+            outputs = _write_shards(plan, unfinished, kept, merging)
+        except _UnusableOperand:  # nothing that is there could ever become a whole
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                out.rmdir()
             raise
+        sources = {file: sampled_digest(file) for file in files}
         others = _write_others(plan, unfinished, tokenizer)
         outputs |= {name: file_digest(unfinished / name) for name in others}
         for name in outputs:
@@ -173,6 +172,22 @@ def _make(
     return len(kept)
 
 
+def _write_shards(
+    plan: MergePlan, unfinished: Path, kept: Mapping[str, Path], merging: ThreadPoolExecutor
+) -> dict[str, str]:
+    """Merges and writes the shards that are not there yet; returns the digests of all."""
+    outputs = {}
+    with track_bytes("merging", plan.bytes_written) as advance:
+        for shard in plan.shards:
+            if shard.name in kept:
+                outputs[shard.name] = file_digest(kept[shard.name])
+                advance(shard.nbytes)
+            else:
+                tensors = _told(_merged(plan, shard, merging), advance)
+                outputs[shard.name] = write_shard(unfinished / shard.name, shard.header, tensors)
+    return outputs
+
+
 def _merged(plan: MergePlan, shard: Shard, pool: ThreadPoolExecutor) -> Iterator[Tensor]:
     """The tensors of a shard: while one is written, the next is merged and the files of the one after are read."""
     tensors = [plan.by_name[name] for name in shard.tensors]
@@ -189,7 +204,10 @@ def _merged(plan: MergePlan, shard: Shard, pool: ThreadPoolExecutor) -> Iterator
 def _merge_and_expect(plan: MergePlan, tensor: PlannedTensor, after: PlannedTensor | None) -> Tensor:
     for model, name in () if after is None else after.reads:
         plan.sources[model].expect(name)
-    return plan.merge(tensor)
+    try:
+        return plan.merge(tensor)
+    except BadInput as error:
+        raise _UnusableOperand(str(error)) from error
 
 
 def _told(tensors: Iterator[Tensor], advance: Callable[[int], None]) -> Iterator[Tensor]:
@@ -226,7 +244,7 @@ def _is_finished(plan: MergePlan, out: Path, files: Sequence[Path]) -> bool:
         return False
     if any(_whole(shard, (out,)) is None for shard in plan.shards):
         return False
-    return receipt.inputs == _inputs(plan, {file: file_digest(file) for file in files})
+    return receipt.inputs == _inputs(plan, {file: sampled_digest(file) for file in files})
 
 
 def _inputs(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, str]:
@@ -264,7 +282,8 @@ def _check_place(out: Path, unfinished: Path) -> None:
 
 
 def _check_space(out: Path, shards: Iterable[Shard]) -> None:
-    needed, free = sum(shard.nbytes for shard in shards), shutil.disk_usage(out).free
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    needed, free = sum(shard.nbytes for shard in shards), shutil.disk_usage(place).free
     if needed > free:
         raise BadInput(
             f"no space left for {out}: the result takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free. "

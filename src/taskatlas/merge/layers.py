@@ -23,7 +23,7 @@ def layer_of(name: str) -> tuple[str, int] | None:
     return None if found is None else (name[: found.start()].removesuffix("."), int(found[0]))
 
 
-def renumbered(name: str, number: int) -> str:
+def renumbered(name: str, number: int | str) -> str:
     """The same tensor's name in another layer of its stack.
 
     Example:
