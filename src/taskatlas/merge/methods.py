@@ -1,17 +1,41 @@
 """The methods of merging in weight space, each a row: what it takes, what it measures, how it combines."""
 
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.composition import linear, task_arithmetic
-from taskatlas.merge.operands import Cut, Operands, cuts, refuse_not_finite
+from taskatlas.merge.composition import combine, least_kept, middle_kept
+from taskatlas.merge.elementwise import nearswap, passthrough
+from taskatlas.merge.model_stock import model_stock
+from taskatlas.merge.operands import Cut, Operands, pieces, refuse_not_finite
+from taskatlas.merge.sce import select_and_weigh, select_calculate_erase
+from taskatlas.merge.span import weighted_sum
+from taskatlas.merge.sparsify import (
+    check_probabilities,
+    keep_at_random,
+    keep_at_random_by_rank,
+    keep_largest,
+    keep_middle,
+)
+from taskatlas.merge.spherical import karcher, multislerp, nuslerp, slerp
+
+_BOUNDS = {  # of parameters and settings; any other number has to be finite
+    "density": (0.0, 1.0),
+    "gamma": (0.0, 1.0),
+    "epsilon": (0.0, 1.0),
+    "select_topk": (0.0, 1.0),
+    "threshold": (0.0, math.inf),
+    "max_iter": (0.0, math.inf),
+    "tol": (0.0, math.inf),
+    "eps": (0.0, math.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -20,8 +44,7 @@ class Method:
 
     Attributes:
         name: as recipes call it.
-        combine: takes a piece and what was measured; returns the merged piece in the piece's shape, in
-            ``Operands.dtype``.
+        combine: takes a piece and what was measured; returns the merged piece, in its shape and in ``Operands.dtype``.
         base: whether it takes a base model. The base is never counted among the models.
         least: number of models.
         most: number of models; None for any.
@@ -45,17 +68,18 @@ class Method:
 def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, threads: int | None = None) -> Tensor:
     """One merged tensor; sums are float32, or float64 where a model's tensor is float64.
 
-    Integers and booleans are copied, from the base or else from the first model by name. So is a tensor that holds an
-    infinite number and is the same in all models: a mask.
+    Integers and booleans are copied, from the base or else from the first model by name. So is a tensor that holds
+    infinite numbers and is the same in all models: a mask.
 
     Args:
         method: how to merge.
         operands: what to merge, in any order of models.
         dtype: of the result, for tensors of floating-point numbers; others keep theirs.
-        threads: how many pieces are worked on at once; the number of processors where None. The result is the same.
+        threads: of torch, while it lasts; as many as torch has where None. The result is the same, to the bit.
 
     Raises:
-        BadInput: NaN or an infinite number in a tensor, or a result too large for ``dtype``; names tensor and model.
+        BadInput: NaN or an infinite number in a tensor; a parameter out of bounds; too few or too many models; no
+            base; a result too large for ``dtype``. The message names the tensor and the model.
 
     Example:
         >>> a, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
@@ -64,60 +88,165 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
         >>> merge_tensor(METHODS["linear"], operands, torch.float32)
         tensor([2.5000, 5.0000])
     """
+    _check(method, operands)
     operands = operands.in_order()
-    like = operands.everything[-1] if operands.base is not None else operands.tensors[0]
+    like = operands.tensors[0] if operands.base is None else operands.base
     if not like.is_floating_point():
         return like.clone()
-    shape = operands.shape
-    operands = operands.rows() if method.cut == "rows" else operands.flat()
-    merged = torch.empty(operands.shape, dtype=dtype)
-    largest = torch.finfo(dtype).max
-
-    def work(places: list[tuple[int, int]]) -> bool:
-        """Whether all came out as numbers that the result's type can hold."""
-        sound = True
-        for start, stop in places:
-            piece = method.combine(operands.piece(start, stop), measured)
-            low, high = torch.aminmax(piece)
-            sound = sound and -largest <= low.item() and high.item() <= largest  # NaN fails both
-            merged[start:stop] = piece
-        return sound
-
-    measured = None if method.measure is None or not shape.numel() else method.measure(operands)
-    places = list(cuts(operands, method.cut)) if shape.numel() else []
-    if not all(_in_threads(work, places, threads or os.cpu_count() or 1)):
-        if torch.isinf(like).any() and all(torch.equal(like, tensor) for tensor in operands.everything):
-            return like.to(dtype).clone()
-        refuse_not_finite(operands)
-        raise BadInput(
-            f"the merged tensor {operands.name!r} has elements too large for {str(dtype).removeprefix('torch.')}. "
-            "Choose smaller weights or a wider type."
-        )
-    return merged.reshape(shape)
+    if not like.numel():
+        return like.to(dtype, copy=True)
+    merged, largest = torch.empty(like.numel(), dtype=dtype), torch.finfo(dtype).max
+    with _torch_threads(threads):
+        measured = None if method.measure is None else method.measure(operands)
+        for piece in pieces(operands.rows() if method.cut == "rows" else operands.flat()):
+            result = method.combine(piece, measured).view(-1)
+            low, high = torch.aminmax(result)
+            if not -largest <= low.item() <= high.item() <= largest:  # so for NaN
+                return _same_or_refused(operands, like, dtype)
+            merged[piece.start : piece.start + len(result)] = result
+    return merged.view(like.shape)
 
 
-def _in_threads(
-    work: Callable[[list[tuple[int, int]]], bool], places: list[tuple[int, int]], threads: int
-) -> list[bool]:
-    """Shares pieces among threads, neighbours to the same one."""
-    share = -(-len(places) // threads)
-    if share <= 1:
-        return [work(places)]
-    shares = [places[start : start + share] for start in range(0, len(places), share)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, shares))
+def _check(method: Method, operands: Operands) -> None:
+    """Refuses operands that the method does not take."""
+    if operands.base is None and method.base == "required":
+        raise BadInput(f"{method.name} needs a base model. Name one, or use a method that needs none, such as linear.")
+    if operands.base is not None and method.base == "none":
+        raise BadInput(f"{method.name} takes no base model. Leave it out, or give it as one of the models.")
+    count, beside = len(operands.models), "" if operands.base is None else " beside the base"
+    if not method.least <= count <= (method.most or count):
+        wanted = f"{method.least}" if method.least == method.most else f"at least {method.least}"
+        raise BadInput(f"{method.name} takes {wanted} model{'s' if method.least > 1 else ''}{beside}, not {count}.")
+    several = zip(operands.models, operands.parameters, strict=True)
+    for owner, values in (*several, ("the merge", operands.settings)):
+        for key, value in values.items():
+            if not isinstance(value, int | float):
+                continue
+            low, high = _BOUNDS.get(key, (-math.inf, math.inf))
+            sound = low <= value <= high and (math.isfinite(value) or key == "threshold")
+            if not sound:
+                raise BadInput(f"{key} of {owner} is {value:g} at {operands.name!r}. It has to be {_said(low, high)}.")
+    if "epsilon" in method.parameters:
+        for model, values in zip(operands.models, operands.parameters, strict=True):
+            check_probabilities(values["density"], values["epsilon"], model)
 
+
+def _said(low: float, high: float) -> str:
+    if math.isinf(low):
+        return "finite"
+    return "zero or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+
+
+def _same_or_refused(operands: Operands, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask, for which all models have the same infinite numbers; anything else is bad input."""
+    if all(torch.equal(like, tensor) for tensor in operands.everything):
+        return like.to(dtype, copy=True)
+    refuse_not_finite(operands)
+    raise BadInput(
+        f"the merged tensor {operands.name!r} has elements too large for {str(dtype).removeprefix('torch.')}. "
+        "Choose smaller weights or a wider type."
+    )
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
+
+
+_WEIGHT: Mapping[str, float | None] = {"weight": None}
+_SPARSE: Mapping[str, float | None] = {"weight": None, "density": 1.0}
+_SUM: Mapping[str, Any] = {"normalize": False, "lambda": 1.0, "int8_mask": False}
+_MEAN: Mapping[str, Any] = {**_SUM, "normalize": True}
+_RANDOM: Mapping[str, Any] = {"rescale": True}
 
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("linear", linear, base="none", parameters={"weight": None}, settings={"normalize": True}),
+        Method("linear", combine, "none", parameters=_WEIGHT, settings={"normalize": True}),
+        Method("task_arithmetic", combine, parameters=_WEIGHT, settings=_SUM),
         Method(
-            "task_arithmetic",
-            task_arithmetic,
-            parameters={"weight": None},
-            settings={"normalize": False, "lambda": 1.0},
+            "ties",
+            partial(combine, sparsify=keep_largest, elect=True),
+            parameters=_SPARSE,
+            settings={**_MEAN, "scope": "tensor"},
+            measure=least_kept,
         ),
+        Method(
+            "dare_linear",
+            partial(combine, sparsify=keep_at_random),
+            parameters=_SPARSE,
+            settings={**_SUM, **_RANDOM},
+        ),
+        Method(
+            "dare_ties",
+            partial(combine, sparsify=keep_at_random, elect=True),
+            parameters=_SPARSE,
+            settings={**_SUM, **_RANDOM},
+        ),
+        Method(
+            "della",
+            partial(combine, sparsify=keep_at_random_by_rank, elect=True),
+            parameters={**_SPARSE, "epsilon": 0.15},
+            settings={**_MEAN, **_RANDOM},
+            cut="rows",
+        ),
+        Method(
+            "della_linear",
+            partial(combine, sparsify=keep_at_random_by_rank),
+            parameters={**_SPARSE, "epsilon": 0.15},
+            settings={**_SUM, **_RANDOM},
+            cut="rows",
+        ),
+        Method(
+            "breadcrumbs",
+            partial(combine, sparsify=keep_middle),
+            parameters={**_SPARSE, "gamma": 0.01},
+            settings=_SUM,
+            measure=middle_kept,
+        ),
+        Method(
+            "breadcrumbs_ties",
+            partial(combine, sparsify=keep_middle, elect=True),
+            parameters={**_SPARSE, "gamma": 0.01},
+            settings=_SUM,
+            measure=middle_kept,
+        ),
+        Method(
+            "sce",
+            select_calculate_erase,
+            settings={"select_topk": 1.0, "int8_mask": False},
+            measure=select_and_weigh,
+        ),
+        Method("slerp", weighted_sum, least=1, most=1, settings={"t": None}, measure=slerp),
+        Method(
+            "nuslerp",
+            weighted_sum,
+            "optional",
+            least=2,
+            most=2,
+            parameters=_WEIGHT,
+            settings={"nuslerp_flatten": True, "nuslerp_row_wise": False},
+            measure=nuslerp,
+        ),
+        Method(
+            "multislerp",
+            weighted_sum,
+            "optional",
+            parameters=_WEIGHT,
+            settings={"normalize_weights": True, "eps": 1e-8},
+            measure=multislerp,
+        ),
+        Method("karcher", weighted_sum, "none", settings={"max_iter": 10, "tol": 1e-5}, measure=karcher),
+        Method("model_stock", weighted_sum, least=2, settings={"filter_wise": False}, measure=model_stock),
+        Method("nearswap", nearswap, least=1, most=1, settings={"t": None}),
+        Method("passthrough", passthrough, "none", least=1, most=1, parameters={"scale": 1.0}),
     )
 }
 """Every method, by the name that recipes use."""

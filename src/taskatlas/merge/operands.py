@@ -9,11 +9,11 @@ from torch import Tensor
 
 from taskatlas.errors import BadInput
 
-PIECE = 2**15
-"""Elements of a piece: a few float32 pieces fit a core's cache, and torch works on one of this size with one thread."""
+PIECE = 2**18
+"""Elements of a piece: a handful of pieces fit into a processor's cache, and Python's own time is small beside them."""
 
-Cut = Literal["elements", "rows", "tensor"]
-"""Where a tensor may be cut: anywhere, between rows (the first axis; a vector is one row), nowhere."""
+Cut = Literal["elements", "rows"]
+"""Where a tensor may be cut into pieces: anywhere, or between rows."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,6 @@ class Operands:
         wide = any(tensor.dtype == torch.float64 for tensor in self.everything)
         return torch.float64 if wide else torch.float32
 
-    def weights(self) -> list[float]:
-        """The models' weights."""
-        return [parameters["weight"] for parameters in self.parameters]
-
     def in_order(self) -> "Operands":
         """The same with models in the order of their names, so that sums do not depend on how they were listed."""
         order = sorted(range(len(self.models)), key=lambda i: self.models[i])
@@ -74,8 +70,12 @@ class Operands:
         )
 
     def rows(self) -> "Operands":
-        """The same tensors as matrices: the first axis, and all others as one; a vector or a number is one row."""
-        return self._reshaped((self.shape[0], -1) if len(self.shape) > 1 and self.shape.numel() else (1, -1))
+        """The same tensors as matrices: rows run along the last axis. A vector or a number is one row."""
+        return self._reshaped((-1, self.shape[-1] if self.shape else 1))
+
+    def columns(self) -> "Operands":
+        """The same tensors as matrices: columns run along the first axis. A vector or a number is one column."""
+        return self._reshaped((self.shape[0] if self.shape else 1, -1))
 
     def flat(self) -> "Operands":
         """The same tensors as vectors."""
@@ -99,20 +99,19 @@ class Operands:
         )
 
 
-def cuts(operands: Operands, cut: Cut) -> Iterator[tuple[int, int]]:
-    """Start and stop of each piece of flat or row-shaped operands. They depend on the shape alone.
+def pieces(operands: Operands) -> Iterator[Operands]:
+    """Every piece of vectors, or every few rows of matrices. Where they are cut depends on the shape alone.
 
     Example:
-        >>> x = torch.zeros(3, 20_000)
+        >>> x = torch.zeros(3, 200_000)
         >>> operands = Operands("x", ("a",), (x,), None, ({},), {})
-        >>> list(cuts(operands.flat(), "elements")), list(cuts(operands.rows(), "rows"))
-        ([(0, 32768), (32768, 60000)], [(0, 1), (1, 2), (2, 3)])
+        >>> [piece.start for piece in pieces(operands.flat())], [piece.start for piece in pieces(operands.rows())]
+        ([0, 262144, 524288], [0, 200000, 400000])
     """
-    length = operands.shape[0]
-    width = operands.shape[1] if len(operands.shape) == 2 else 1
-    step = max(1, length) if cut == "tensor" else max(1, PIECE // max(1, width))
+    length, width = (*operands.shape, 1)[:2]
+    step = max(1, PIECE // max(1, width))
     for start in range(0, length, step):
-        yield start, min(start + step, length)
+        yield operands.piece(start, min(start + step, length))
 
 
 def refuse_not_finite(operands: Operands) -> None:
