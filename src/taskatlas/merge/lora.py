@@ -53,7 +53,7 @@ class _Update:
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptedSource:
+class AdaptedSource(Source):
     """A base with a LoRA adapter on it.
 
     Raises:
@@ -63,9 +63,11 @@ class AdaptedSource:
     name: str
     base: Source
     adapter: Path
+    folder: Path | None = field(init=False)
     _factors: Source = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.base.folder)
         object.__setattr__(self, "_factors", _open_factors(self.adapter))
         _ = self._plan  # what does not fit is named now
 
@@ -78,11 +80,6 @@ class AdaptedSource:
     def files(self) -> tuple[Path, ...]:
         """The base's and the adapter's."""
         return (*self.base.files, self.adapter / CONFIG, *self._factors.files)
-
-    @property
-    def folder(self) -> Path | None:
-        """The base's."""
-        return self.base.folder
 
     @property
     def identity(self) -> str:

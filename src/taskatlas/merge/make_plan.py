@@ -61,8 +61,7 @@ def _plan(
         if place.resolve() in above:
             raise BadInput(f"{reference} is made of itself: it names a recipe that names it. Break the circle.")
         inner = _plan(place, zoo, seed, shard_size, above)
-        files = (file for source in inner.sources.values() for file in source.files)
-        return MergedSource(reference, inner, tuple(dict.fromkeys((place, *files))))
+        return MergedSource(reference, place, inner, inner.sources[inner.config_from].folder)
 
     references = References(None, beside, recipe.base_model, open_recipe)
     references = replace(references, zoo=_zoo(recipe, zoo, references))
@@ -125,6 +124,11 @@ def _tensors(recipe: MergeRecipe, slots: Sequence[Slot], sources: Mapping[str, S
                 planned.append(_copied(slot.name, (base, slot.base), sources))
         elif not _only_tied(everyone, sources):
             problems.append(f"{slot.name} {problem}")
+    if not planned and all(sum(name is not None for name in (*slot.tensors, slot.base)) < 2 for slot in slots):
+        names = [f"{model}: {next(iter(source.shapes))}" for model, source in sources.items()]
+        raise BadInput(
+            f"no two models have a tensor of one name ({'; '.join(names)}). Save them with the same class of model."
+        )
     if problems:
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise BadInput(

@@ -102,6 +102,11 @@ class MergePlan:
         return max(steps, default=0) + max((tensor.nbytes for tensor in self.tensors), default=0)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read, once."""
+        return tuple(dict.fromkeys(file for source in self.sources.values() for file in source.files))
+
+    @property
     def digest(self) -> str:
         """Digest of all that decides the bytes of the result: where it is the same, an unfinished merge goes on."""
         identities = {reference: source.identity for reference, source in self.sources.items()}
@@ -184,12 +189,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class MergedSource:
+class MergedSource(Source):
     """The result of another recipe as a model: each tensor is merged when it is read."""
 
     name: str
+    recipe: Path
     plan: MergePlan
-    files: tuple[Path, ...]
+    folder: Path | None
 
     @cached_property
     def shapes(self) -> Mapping[str, Tensor]:
@@ -197,9 +203,9 @@ class MergedSource:
         return {one.name: torch.empty(one.shape, dtype=one.dtype, device="meta") for one in self.plan.tensors}
 
     @property
-    def folder(self) -> Path | None:
-        """Of the model whose configuration the result has."""
-        return self.plan.sources[self.plan.config_from].folder
+    def files(self) -> tuple[Path, ...]:
+        """The recipe's, and everything that its models are made of."""
+        return tuple(dict.fromkeys((self.recipe, *self.plan.files)))
 
     @property
     def identity(self) -> str:
