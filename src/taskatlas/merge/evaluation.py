@@ -68,7 +68,7 @@ def evaluate(
             nothing is kept in the store then.
         batch_size: samples a pass; changes nothing but rounding.
         device: ``auto``, ``cpu`` or ``cuda``.
-        store: where what checkpoints say is kept; None: the user's store.
+        store: where what checkpoints say is kept, not what modules do; None: the user's store.
         engine: where networks run; see ``taskatlas.engine``.
 
     Raises:
@@ -85,14 +85,14 @@ def evaluate(
     subjects = {**models, **({} if individual is None else {INDIVIDUAL: individual})}
     networks = {name: _networks(name, subject, data) for name, subject in subjects.items()}
     pairs = {
-        (id(network), task): (_checkpoint(name, network), probe)
+        (id(network), task): (network, name, probe)
         for name, own in networks.items()
         for head, network in own.items()
         for task, probe in data.items()
         if head in (task, _ALL) or infer is not None or (ensemble and name == INDIVIDUAL)
     }
-    kept_in = None if prepare is not None else store or Store.default()
-    jobs = [(*pair, prepare, batch_size, device, kept_in) for pair in pairs.values()]
+    place = store or Store.default()
+    jobs = [(*pair, prepare, batch_size, device, place) for pair in pairs.values()]
     answers = dict(zip(pairs, run_jobs(_log_probs, jobs, engine=engine, description="asking networks"), strict=True))
     scores: list[Score] = []
     for name, own in networks.items():
@@ -183,14 +183,16 @@ def _checkpoint(name: str, network: Network) -> Checkpoint:
 
 
 def _log_probs(
-    checkpoint: Checkpoint,
+    network: Network,
+    name: str,
     probe: Probe,
     prepare: Callable[[list[Any]], Any] | None,
     batch_size: int,
     device: str,
-    store: Store | None,
+    store: Store,
 ) -> np.ndarray:
-    """Logarithms of what a network says, (samples, outputs) float32; a memory map where there is a store."""
+    """Logarithms of what a network says, (samples, outputs) float32; a checkpoint's are mapped from the store."""
+    checkpoint = _checkpoint(name, network)
 
     def asked() -> np.ndarray:
         where = chosen_device(device)
@@ -200,7 +202,8 @@ def _log_probs(
             passes = batches(opened, probe, who=checkpoint.name, batch_size=batch_size, device=where)
             return np.concatenate([_log_softmax(batch, probe, checkpoint.name) for batch in passes])
 
-    if store is None:
+    # A module may differ from another in what its digest does not see, and a function to prepare has no digest.
+    if checkpoint is not network or prepare is not None:
         return asked()
     inputs = {"checkpoint": checkpoint.digest, "probe": probe.digest}
     folder = store.make("log_probs", inputs, {}, lambda folder: np.save(folder / _FILE, asked()))
