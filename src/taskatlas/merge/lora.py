@@ -165,7 +165,7 @@ class AdaptedSource(Source):
                 f"{self.adapter} adapts {module!r} with factors of shapes {tuple(b)} and {tuple(a)}, and {name} of "
                 f"{self.base.name} is {tuple(shape)}. Name the base that the adapter was trained on."
             )
-        alpha = _of_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+        alpha = float(_of_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8)))
         return _Update(down, up, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), transposed)
 
 
@@ -210,6 +210,6 @@ def _open_factors(folder: Path) -> Source:
     raise BadInput(f"{folder} holds no adapter: none of {', '.join(_WEIGHTS)} is in it. Copy or download it again.")
 
 
-def _of_module(patterns: Mapping[str, Any], module: str, default: float) -> float:
+def _of_module(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value whose pattern ends a module's name; the first of several."""
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
