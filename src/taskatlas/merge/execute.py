@@ -164,7 +164,8 @@ def _make(plan: MergePlan, out: Path, unfinished: Path, tokenizer: Path | None, 
             sources={str(file.resolve()): found for file, found in sources.items()},
             seed=plan.seed,
             started=started,
-        ).save(out)
+        ).save(unfinished)
+        (unfinished / RECEIPT).replace(out / RECEIPT)
         shutil.rmtree(unfinished, ignore_errors=True)
     return len(kept)
 
