@@ -6,7 +6,6 @@ not told; one network's classes all compete, and of several heads the surest dec
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from taskatlas.engine import Engine, run_jobs
 from taskatlas.errors import BadInput
+from taskatlas.merge.opening import open_classifier
 from taskatlas.merge.scores import INDIVIDUAL, Evaluation, Score
 from taskatlas.merge.unlabelled import logits_of
 from taskatlas.probe import Probe, quiet
@@ -23,8 +23,6 @@ from taskatlas.probe.forward import Batch as BatchOfProbe
 from taskatlas.probe.forward import batches, chosen_device
 from taskatlas.store import Store, output_folder
 from taskatlas.zoo import Checkpoint, OpenedCheckpoint
-from taskatlas.zoo.checkpoint import TRANSFORMERS
-from taskatlas.zoo.hugging_face import open_classifier
 from taskatlas.zoo.weights import weights_files
 
 Infer = Literal["entropy", "confidence"]
@@ -154,18 +152,6 @@ def write_evaluation(
         plt.close(ax.figure)
 
 
-def open_with_head(checkpoint: Checkpoint, device: str) -> OpenedCheckpoint:
-    """A checkpoint's network with its classification head, which Hugging Face models are not opened with elsewhere.
-
-    Raises:
-        BadInput: as ``Checkpoint.open``, or there is no such head.
-    """
-    if checkpoint.builder != TRANSFORMERS or checkpoint.weights is None:
-        return checkpoint.open(device)
-    module, prepare = open_classifier(checkpoint.weights)
-    return OpenedCheckpoint(module.eval().to(device), prepare)
-
-
 def _networks(name: str, subject: Subject, data: Mapping[str, Probe]) -> dict[str, Network]:
     """Task -> network, or the one network for all."""
     if not isinstance(subject, Mapping):
@@ -196,8 +182,8 @@ def _log_probs(
 
     def asked() -> np.ndarray:
         where = chosen_device(device)
-        opened = open_with_head(checkpoint, where)
-        opened = replace(opened, prepare=opened.prepare or prepare)
+        opened = open_classifier(checkpoint, where)
+        opened = OpenedCheckpoint(opened.module, opened.prepare or prepare)
         with quiet(opened.module):
             passes = batches(opened, probe, who=checkpoint.name, batch_size=batch_size, device=where)
             return np.concatenate([_log_softmax(batch, probe, checkpoint.name) for batch in passes])

@@ -95,11 +95,14 @@ def open_model(source: Path | str) -> tuple[nn.Module, Any]:
     return encoder, _Preparation(source, accepted, _longest_input(encoder), getattr(model.config, "num_channels", 3))
 
 
-def open_classifier(source: Path | str) -> tuple[nn.Module, Any]:
-    """A model folder or hub id with the classification head that it was saved with, and how it prepares raw inputs.
+def open_classifier(source: Path | str) -> tuple[nn.Module, Any] | None:
+    """A model folder or hub id with the classification head that it was saved with; None where it was saved without.
+
+    Returns:
+        The module, whose output holds logits, and how it prepares raw inputs.
 
     Raises:
-        BadInput: it was saved without such a head, or as ``open_model``.
+        BadInput: as ``open_model``.
         MissingExtra: ``transformers`` is not installed.
     """
     if isinstance(source, Path):
@@ -108,13 +111,9 @@ def open_classifier(source: Path | str) -> tuple[nn.Module, Any]:
     options = _loading_options(source)
     with _quiet(transformers), _told_as_bad_input(source):
         saved_as = getattr(transformers.AutoConfig.from_pretrained(str(source), **options), "architectures", None)
-        name = saved_as[0] if saved_as else "a model of no named class"
-        kind = next((kind for kind in _CLASSIFIERS if name.endswith(f"For{kind}")), None)
+        kind = next((kind for kind in _CLASSIFIERS if saved_as and saved_as[0].endswith(f"For{kind}")), None)
         if kind is None:
-            raise BadInput(
-                f"{source} was saved as {name}, which has no classification head. Save the fine-tuned classifier with "
-                "save_pretrained, or name a builder that returns one."
-            )
+            return None
         model, report = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
             str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
