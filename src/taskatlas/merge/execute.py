@@ -19,7 +19,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from taskatlas.engine import track_bytes
+from taskatlas.engine import track, track_bytes
 from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import cut_stacks
 from taskatlas.merge.folder import tokenizer_folder, write_beside
@@ -175,6 +175,8 @@ def _write_shards(
 ) -> dict[str, str]:
     """Merges and writes the shards that are not there yet; returns the digests of all."""
     outputs = {}
+    for _ in track([None] if any(tensor.whole_model for tensor in plan.tensors) else [], "measuring whole models"):
+        _ = plan.thresholds  # a look at everything before the first tensor is merged
     with track_bytes("merging", plan.bytes_written) as advance:
         for shard in plan.shards:
             if shard.name in kept:

@@ -14,7 +14,7 @@ from taskatlas.merge.assembly import Slot, assemble, stacked_layers
 from taskatlas.merge.folder import refuse_quantised
 from taskatlas.merge.methods import Method
 from taskatlas.merge.parameters import Scalar, Settings, first_value
-from taskatlas.merge.plan import COPY, SCOPE, MergedSource, MergePlan, PlannedTensor, dtype_name
+from taskatlas.merge.plan import COPY, MergedSource, MergePlan, PlannedTensor, dtype_name
 from taskatlas.merge.recipe import MergeRecipe, OutputSlice, path_of
 from taskatlas.merge.references import References
 from taskatlas.merge.shards import lay_out
@@ -145,7 +145,7 @@ def _check_scope(tensors: Sequence[PlannedTensor]) -> None:
     """Where the largest elements of a whole model are kept, it has one density."""
     densities: dict[str, float] = {}
     for tensor in tensors:
-        scope = tensor.settings.get(SCOPE, "tensor")
+        scope = tensor.settings.get("scope", "tensor")
         if scope not in ("tensor", "model"):
             raise BadInput(f"parameters.scope: {scope!r} is none. Write tensor or model.")
         for label, own in zip(tensor.labels, tensor.parameters, strict=True) if scope == "model" else ():

@@ -21,8 +21,6 @@ from taskatlas.store import digest
 
 COPY = "copy"
 """What the plan says of tensors that are taken from one model as they are: integers, and what only the base has."""
-SCOPE = "scope"
-"""The setting that says over what the largest elements are chosen: each tensor, or a whole model."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,11 @@ class PlannedTensor:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     @property
+    def whole_model(self) -> bool:
+        """Whether its largest elements are those of the whole model, which has to be looked through first."""
+        return self.settings.get("scope") == "model"
+
+    @property
     def reads(self) -> tuple[tuple[str, str], ...]:
         """The references and names of all tensors that are read."""
         return self.models if self.base is None else (*self.models, self.base)
@@ -86,7 +89,7 @@ class MergePlan:
     def bytes_read(self) -> int:
         """Bytes that the merge reads, each tensor as often as it is needed."""
         return sum(
-            self.sources[model].nbytes(name) * (2 if tensor.settings.get(SCOPE) == "model" else 1)
+            self.sources[model].nbytes(name) * (2 if tensor.whole_model else 1)
             for tensor in self.tensors
             for model, name in tensor.reads
         )
@@ -102,11 +105,8 @@ class MergePlan:
 
         Tensors in safetensors files are mapped, so the system can take their part back when it needs it.
         """
-        steps = [
-            tensor.nbytes + sum(size_in_bytes(self.sources[model].shapes[name]) for model, name in tensor.reads)
-            for tensor in self.tensors
-        ]
-        return max(steps, default=0) + max((tensor.nbytes for tensor in self.tensors), default=0)
+        written = max((tensor.nbytes for tensor in self.tensors), default=0)
+        return max((self._held(tensor) for tensor in self.tensors), default=0) + written
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -177,7 +177,7 @@ class MergePlan:
             (model, name), *_ = tensor.models
             return self.sources[model].read(name).to(tensor.dtype, copy=True)
         operands = self.operands(tensor)
-        if tensor.settings.get(SCOPE) == "model":
+        if tensor.whole_model:
             thresholds = self.thresholds[tensor.labels]
             parameters = tuple(
                 {**own, "threshold": threshold} for own, threshold in zip(operands.parameters, thresholds, strict=True)
@@ -199,11 +199,15 @@ class MergePlan:
         """
         groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
         for tensor in self.tensors:
-            if tensor.settings.get(SCOPE) == "model":
+            if tensor.whole_model:
                 groups.setdefault(tensor.labels, []).append(tensor)
         return {
             labels: model_thresholds([self.operands(tensor) for tensor in group]) for labels, group in groups.items()
         }
+
+    def _held(self, tensor: PlannedTensor) -> int:
+        """Bytes in memory while a tensor is merged: of its operands and of the result."""
+        return tensor.nbytes + sum(size_in_bytes(self.sources[model].shapes[name]) for model, name in tensor.reads)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
