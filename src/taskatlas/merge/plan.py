@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -201,13 +201,31 @@ class MergePlan:
         for tensor in self.tensors:
             if tensor.whole_model:
                 groups.setdefault(tensor.labels, []).append(tensor)
-        return {
-            labels: model_thresholds([self.operands(tensor) for tensor in group]) for labels, group in groups.items()
-        }
+        return {labels: model_thresholds(_Mapped(self, group)) for labels, group in groups.items()}
 
     def _held(self, tensor: PlannedTensor) -> int:
         """Bytes in memory while a tensor is merged: of its operands and of the result."""
         return tensor.nbytes + sum(size_in_bytes(self.sources[model].shapes[name]) for model, name in tensor.reads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mapped(Sequence[Operands]):
+    """Operands that are mapped when they are asked for, so that no more than one tensor's are in memory."""
+
+    plan: MergePlan
+    tensors: Sequence[PlannedTensor]
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @overload
+    def __getitem__(self, place: int, /) -> Operands: ...
+    @overload
+    def __getitem__(self, place: slice, /) -> Sequence[Operands]: ...
+    def __getitem__(self, place: int | slice, /) -> Operands | Sequence[Operands]:
+        if isinstance(place, slice):
+            return _Mapped(self.plan, self.tensors[place])
+        return self.plan.operands(self.tensors[place])
 
 
 def dtype_name(dtype: torch.dtype) -> str:
