@@ -43,8 +43,7 @@ def merge(
         shard_size: The most that a file of the result may hold.
         dry_run: Say what would be read, merged and written, and stop.
     """
-    from taskatlas.merge.execute import carry_out
-    from taskatlas.merge.make_plan import make_plan
+    from taskatlas.merge import carry_out, make_plan
     from taskatlas.merge.shards import parse_size
     from taskatlas.zoo import Zoo
 
