@@ -71,7 +71,7 @@ def merge_recipe(
     recipe: MergeRecipe | str | Path,
     out: str | Path,
     *,
-    zoo: Zoo | None = None,
+    zoo: Zoo | str | Path | None = None,
     seed: int = 0,
     shard_size: int = SHARD_SIZE,
 ) -> MergeResult:
@@ -84,7 +84,7 @@ def merge_recipe(
     Args:
         recipe: a recipe or its file, in mergekit's YAML.
         out: a folder; made if it is not there, and empty unless an earlier run of the same merge left it.
-        zoo: whose checkpoints the recipe may name.
+        zoo: whose checkpoints the recipe may name, or where it is.
         seed: of random methods.
         shard_size: the most bytes of a file of the result.
 
