@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,12 +91,16 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
     _check(method, operands)
     operands = operands.in_order()
     like = operands.tensors[0] if operands.base is None else operands.base
+    same = like.is_floating_point() or all(torch.equal(like, tensor) for tensor in operands.everything)
+    if like.is_complex() and not same:
+        raise BadInput(f"the tensor {operands.name!r} is complex and not the same in all models. Merge real ones.")
     if not like.is_floating_point():
         return like.clone()
     if not like.numel():
         return like.to(dtype, copy=True)
     merged, largest = torch.empty(like.numel(), dtype=dtype), torch.finfo(dtype).max
-    measured = None if method.measure is None else method.measure(operands, threads)
+    with np.errstate(all="ignore"):
+        measured = None if method.measure is None else method.measure(operands, threads)
 
     def work(piece: Operands) -> bool:
         """Whether the piece came out as numbers that the result's type can hold."""
@@ -106,7 +111,7 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
 
     if all(each_piece(work, operands.rows() if method.cut == "rows" else operands.flat(), threads)):
         return merged.view(like.shape)
-    if all(torch.equal(like, tensor) for tensor in operands.everything):
+    if torch.isinf(like).any() and all(torch.equal(like, tensor) for tensor in operands.everything):
         return like.to(dtype, copy=True)
     refuse_not_finite(operands)
     raise BadInput(
@@ -125,7 +130,7 @@ def _check(method: Method, operands: Operands) -> None:
     if not method.least <= count <= (method.most or count):
         wanted = f"{method.least}" if method.least == method.most else f"at least {method.least}"
         raise BadInput(f"{method.name} takes {wanted} model{'s' if method.least > 1 else ''}{beside}, not {count}.")
-    several = zip(operands.models, operands.parameters, strict=True)
+    several = zip(operands.called, operands.parameters, strict=True)
     for owner, values in (*several, ("the merge", operands.settings)):
         for key, value in values.items():
             if not isinstance(value, int | float):
@@ -135,7 +140,7 @@ def _check(method: Method, operands: Operands) -> None:
             if not sound:
                 raise BadInput(f"{key} of {owner} is {value:g} at {operands.name!r}. It has to be {_said(low, high)}.")
     if "epsilon" in method.parameters:
-        for model, values in zip(operands.models, operands.parameters, strict=True):
+        for model, values in zip(operands.called, operands.parameters, strict=True):
             check_probabilities(values["density"], values["epsilon"], model)
 
 

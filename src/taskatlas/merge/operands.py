@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
@@ -35,6 +36,7 @@ class Operands:
         settings: of the merge: lambda, normalize and what else its method has, complete.
         seed: of random methods.
         start: the first element's position, where this is a piece of a tensor.
+        labels: what messages call the models, if not by their names.
     """
 
     name: str
@@ -45,11 +47,17 @@ class Operands:
     settings: Mapping[str, Any]
     seed: int = 0
     start: int = 0
+    labels: tuple[str, ...] = ()
 
     @property
     def everything(self) -> tuple[Tensor, ...]:
         """The tensors of all models and of the base."""
         return self.tensors if self.base is None else (*self.tensors, self.base)
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The models, as messages call them."""
+        return self.labels or self.models
 
     @property
     def shape(self) -> torch.Size:
@@ -64,7 +72,7 @@ class Operands:
 
     def in_order(self) -> "Operands":
         """The same with models in the order of their names, so that sums do not depend on how they were listed."""
-        order = sorted(range(len(self.models)), key=lambda i: self.models[i])
+        order = sorted(range(len(self.models)), key=lambda i: (self.models[i], sorted(self.parameters[i].items())))
         if order == list(range(len(order))):
             return self
         return replace(
@@ -72,6 +80,7 @@ class Operands:
             models=tuple(self.models[i] for i in order),
             tensors=tuple(self.tensors[i] for i in order),
             parameters=tuple(self.parameters[i] for i in order),
+            labels=tuple(self.labels[i] for i in order) if self.labels else (),
         )
 
     def rows(self) -> "Operands":
@@ -134,18 +143,22 @@ def each_piece(function: Callable[[Operands], Result], operands: Operands, threa
     """
     several = pieces(operands)
     threads = min(threads or torch.get_num_threads(), len(several))
-    if threads <= 1:
-        return [function(piece) for piece in several]
 
     def of_some(some: Sequence[Operands]) -> list[Result]:
-        torch.get_num_threads()  # a thread's first call sets its number, so it comes before the limit
-        with _openmp().limit(limits=1, user_api="openmp"):
+        with np.errstate(all="ignore"):  # numbers that are none are refused by name, in the end
             return [function(piece) for piece in some]
 
+    def on_a_thread(some: Sequence[Operands]) -> list[Result]:
+        torch.get_num_threads()  # a thread's first call sets its number, so it comes before the limit
+        with _openmp().limit(limits=1, user_api="openmp"):
+            return of_some(some)
+
+    if threads <= 1:
+        return of_some(several)
     share = -(-len(several) // threads)  # neighbours go to one thread, which reads on where it was
     with ThreadPoolExecutor(threads) as pool:
         shares = [several[first : first + share] for first in range(0, len(several), share)]
-        return [result for results in pool.map(of_some, shares) for result in results]
+        return [result for results in pool.map(on_a_thread, shares) for result in results]
 
 
 def refuse_not_finite(operands: Operands) -> None:
@@ -154,7 +167,7 @@ def refuse_not_finite(operands: Operands) -> None:
     Raises:
         BadInput: an element is NaN or infinite; the message names the tensor and the model.
     """
-    for model, tensor in zip((*operands.models, "the base"), operands.everything, strict=False):
+    for model, tensor in zip((*operands.called, "the base"), operands.everything, strict=False):
         flat = tensor.reshape(-1)
         for start in range(0, len(flat), PIECE):
             part = flat[start : start + PIECE].to(operands.dtype)
