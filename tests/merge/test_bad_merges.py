@@ -242,6 +242,13 @@ def test_damaged_weights(refused, attack, said):
         assert message == refused("r.yml", "--dry-run")
 
 
+def test_nan_where_a_whole_model_is_looked_through(refused):
+    nan()
+    settings = {"weight": 1, "density": 0.5, "scope": "model"}
+    write_recipe("r.yml", **{**GOOD, "merge_method": "ties", "base_model": "c.safetensors"}, parameters=settings)
+    assert "'model.layers.1.mlp.down_proj.weight' of a.safetensors holds NaN" in refused("r.yml", "out")
+
+
 def test_a_result_that_its_type_cannot_hold(refused):
     write_recipe("r.yml", **GOOD, parameters={"weight": 1e6, "normalize": False}, dtype="float16")
     assert "elements too large for float16" in refused("r.yml", "out")

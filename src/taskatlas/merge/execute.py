@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
     out = Path(out)
     unfinished = out / f"{_UNFINISHED}{plan.digest[:16]}"
     tokenizer = tokenizer_folder(plan.recipe, plan.sources, plan.config_from)
-    kept = 0
+    kept = len(plan.shards)
     if _is_finished(plan, out):
         shutil.rmtree(unfinished, ignore_errors=True)
     else:
@@ -176,7 +176,8 @@ def _write_shards(
     """Merges and writes the shards that are not there yet; returns the digests of all."""
     outputs = {}
     for _ in track([None] if any(tensor.whole_model for tensor in plan.tensors) else [], "measuring whole models"):
-        _ = plan.thresholds  # a look at everything before the first tensor is merged
+        with _unusable():
+            _ = plan.thresholds  # a look at everything before the first tensor is merged
     with track_bytes("merging", plan.bytes_written) as advance:
         for shard in plan.shards:
             if shard.name in kept:
@@ -204,8 +205,14 @@ def _merged(plan: MergePlan, shard: Shard, pool: ThreadPoolExecutor) -> Iterator
 def _merge_and_expect(plan: MergePlan, tensor: PlannedTensor, after: PlannedTensor | None) -> Tensor:
     for model, name in () if after is None else after.reads:
         plan.sources[model].expect(name)
-    try:
+    with _unusable():
         return plan.merge(tensor)
+
+
+@contextmanager
+def _unusable() -> Iterator[None]:
+    try:
+        yield
     except BadInput as error:
         raise _UnusableOperand(str(error)) from error
 

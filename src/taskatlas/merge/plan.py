@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from taskatlas.merge.composition import model_thresholds
 from taskatlas.merge.methods import METHODS, merge_tensor
-from taskatlas.merge.operands import Operands
+from taskatlas.merge.operands import Operands, refuse_not_finite
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import Shard
 from taskatlas.merge.sources import Source, size_in_bytes
@@ -196,12 +197,19 @@ class MergePlan:
         """By the labels of the models: the magnitude that each keeps to, of all its tensors together.
 
         Where the scope is a model, all its tensors are looked through before the first is merged.
+
+        Raises:
+            BadInput: an operand holds NaN, or can no longer be read.
         """
         groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
         for tensor in self.tensors:
             if tensor.whole_model:
                 groups.setdefault(tensor.labels, []).append(tensor)
-        return {labels: model_thresholds(_Mapped(self, group)) for labels, group in groups.items()}
+        found = {labels: model_thresholds(_Mapped(self, group)) for labels, group in groups.items()}
+        for labels, thresholds in found.items():
+            for tensor in groups[labels] if any(map(math.isnan, thresholds)) else ():
+                refuse_not_finite(self.operands(tensor))
+        return found
 
     def _held(self, tensor: PlannedTensor) -> int:
         """Bytes in memory while a tensor is merged: of its operands and of the result."""
