@@ -24,7 +24,7 @@ from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.aligned import Aligned
 from taskatlas.merge.opening import open_classifier
-from taskatlas.merge.task_vectors import Model
+from taskatlas.merge.state import Model
 from taskatlas.merge.unlabelled import Batch, Unlabelled, batch_length, call, logits_of, network_inputs
 from taskatlas.probe import Probe, quiet
 from taskatlas.probe.features import Openable
@@ -174,7 +174,7 @@ def fisher_merge(
     float64.
 
     Args:
-        models: by name: networks, or tensors by name.
+        models: by name: modules, tensors by name, checkpoints, or paths of weights.
         fishers: model -> its information, from ``fisher`` or ``diagonal_fisher``.
         weights: model -> c_i; None: all alike.
         own: patterns of tensors that are left out, heads for instance.

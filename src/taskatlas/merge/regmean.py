@@ -26,7 +26,7 @@ from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.aligned import Aligned
 from taskatlas.merge.opening import open_as_saved
-from taskatlas.merge.task_vectors import Model
+from taskatlas.merge.state import Model
 from taskatlas.merge.unlabelled import Batch, Unlabelled, call, network_inputs
 from taskatlas.probe import Probe, quiet
 from taskatlas.probe.features import Openable
@@ -199,7 +199,7 @@ def regmean(
     factor. Sums are float64.
 
     Args:
-        models: by name: networks, or tensors by name.
+        models: by name: modules, tensors by name, checkpoints, or paths of weights.
         inputs: model -> what its layers see, from ``gram_matrices`` or ``layer_inputs``. Layers that some model lacks
             there are averaged.
         off_diagonal: α, in [0, 1]: the factor of what is not on a Gram matrix's diagonal. The paper uses 0.9 for most
