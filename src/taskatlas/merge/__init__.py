@@ -7,6 +7,9 @@ from taskatlas.merge.evaluation import evaluate
 from taskatlas.merge.execute import MergeResult, carry_out, merge_recipe
 from taskatlas.merge.fisher import diagonal_fisher, fisher, fisher_merge
 from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.merge_models import merge_models
+from taskatlas.merge.methods import METHODS, Method, merge_tensor
+from taskatlas.merge.operands import Operands
 from taskatlas.merge.plan import MergePlan
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.regmean import LayerInputs, gram_matrices, layer_inputs, regmean
@@ -15,12 +18,15 @@ from taskatlas.merge.task_vectors import TaskVectors
 from taskatlas.merge.unlabelled import Unlabelled
 
 __all__ = [
+    "METHODS",
     "AdaMerged",
     "Evaluation",
     "LayerInputs",
     "MergePlan",
     "MergeRecipe",
     "MergeResult",
+    "Method",
+    "Operands",
     "TaskVectors",
     "Unlabelled",
     "adamerge",
@@ -32,7 +38,9 @@ __all__ = [
     "gram_matrices",
     "layer_inputs",
     "make_plan",
+    "merge_models",
     "merge_recipe",
+    "merge_tensor",
     "reestimate_batch_norm",
     "regmean",
 ]

@@ -5,27 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
+from taskatlas.merge.arguments import PerModel, complete, method_named
 from taskatlas.merge.composition import model_thresholds
-from taskatlas.merge.methods import METHODS, Method, merge_tensor
+from taskatlas.merge.methods import check_models, merge_tensor
 from taskatlas.merge.operands import Operands
-from taskatlas.merge.recipe import did_you_mean
 from taskatlas.merge.state import Model, content_names, in_common, named_tensors
 from taskatlas.zoo import Checkpoint
-
-PerModel = float | Sequence[float] | Mapping[str, float]
-"""One number for all models, or one for each: in their order, or by their names."""
-
-# Where the paper that describes a method says more than the defaults of recipes.
-_PAPERS: Mapping[str, Mapping[str, Any]] = {
-    "task_arithmetic": {"lambda": 0.3},
-    "ties": {"density": 0.2, "scope": "model"},
-}
-_SAID = {"weight": "weights", "lambda": "scale", "normalize_weights": "normalize"}  # what this function calls them
-_KEYS = {("passthrough", "lambda"): "scale", ("multislerp", "normalize"): "normalize_weights"}
 
 
 def merge_models(
@@ -85,32 +74,31 @@ def merge_models(
         >>> merge_models([a, b], base=base, method="task_arithmetic", scale=0.5)["weight"]
         tensor([[3., 3.]])
     """
-    chosen = _method(method)
-    listed = _listed(models)
+    chosen = method_named(method)
+    listed = _labelled(models)
     given = {"weight": weights, "density": density, "normalize": normalize, "lambda": scale, **settings}
-    parameters, settings = _complete(chosen, given, [label for label, _ in listed])
-    if isinstance(base, str) and isinstance(models, Mapping) and base in models:
-        base = models[base]
-    taking_part = [
-        (label, model, values)
-        for (label, model), values in zip(listed, parameters, strict=True)
+    parameters, settings = complete(chosen, given, list(listed))
+    if isinstance(base, str) and isinstance(models, Mapping):
+        base = models.get(base, base)
+    taking_part = {
+        label: values
+        for (label, model), values in zip(listed.items(), parameters, strict=True)
         if base is None or not _is_same(model, base)
-    ]
-    states = {label: named_tensors(model, label) for label, model, _ in taking_part}
+    }
+    check_models(chosen, len(taking_part), has_base=base is not None)
+    states = {label: named_tensors(listed[label], label) for label in taking_part}
     base_tensors = None if base is None else named_tensors(base, "the base")
-    if not states:
-        raise BadInput("no model is left beside the base. Give one that differs from it.")
-    like, of = (next(iter(states.values())), next(iter(states))) if base_tensors is None else (base_tensors, "the base")
+    first = next(iter(states))
+    like, of = (states[first], first) if base_tensors is None else (base_tensors, "the base")
     common = in_common(like, of, states, common_only=common_only)
-    names = _names(taking_part, list(states.values()), named=isinstance(models, Mapping))
-
+    names = tuple(states) if isinstance(models, Mapping) else _names(listed, states)
     operands = {
         name: Operands(
             name,
             names,
             tuple(tensors[its] for tensors, its in zip(states.values(), theirs, strict=True)),
             None if base_tensors is None else base_tensors[name],
-            tuple(values for _, _, values in taking_part),
+            tuple(taking_part.values()),
             settings,
             seed,
             labels=tuple(states),
@@ -126,30 +114,22 @@ def merge_models(
     return {name: merged[common.aliases.get(name, name)] for name in like}
 
 
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        meant = did_you_mean(name, METHODS)
-        raise BadInput(f"there is no method {name!r}{meant}. Choose one of {', '.join(METHODS)}.")
-    return METHODS[name]
-
-
-def _listed(models: Sequence[Model] | Mapping[str, Model]) -> list[tuple[str, Model]]:
-    """The models with what messages call them."""
+def _labelled(models: Any) -> dict[str, Model]:
+    """The models by what messages call them."""
+    several = "Give a list of models, or a mapping of names to models."
     if isinstance(models, Mapping):
         if any(isinstance(model, Tensor) for model in models.values()):
-            raise BadInput("a single state dict was given. Give a list of models, or a mapping of names to models.")
-        return list(models.items())
-    if isinstance(models, str):
-        raise BadInput(f"a single path was given ({models}). Give a list of models, or a mapping of names to models.")
-    listed = [
-        (model.name if isinstance(model, Checkpoint) else f"model {number}", model)
-        for number, model in enumerate(models, start=1)
+            raise BadInput(f"a single state dict was given. {several}")
+        return dict(models)
+    if isinstance(models, nn.Module | Checkpoint | Path | str):
+        raise BadInput(f"a single {type(models).__name__} was given. {several}")
+    labels = [
+        model.name if isinstance(model, Checkpoint) else f"model {number}" for number, model in enumerate(models, 1)
     ]
-    labels = [label for label, _ in listed]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise BadInput(f"two models are called {twice[0]}. Give a mapping of names to models.")
-    return listed
+    for label in labels:
+        if labels.count(label) > 1:
+            raise BadInput(f"two models are called {label}. Give a mapping of names to models.")
+    return dict(zip(labels, models, strict=True))
 
 
 def _is_same(model: Model, base: Model) -> bool:
@@ -159,19 +139,12 @@ def _is_same(model: Model, base: Model) -> bool:
     return model is base
 
 
-def _names(
-    taking_part: Sequence[tuple[str, Model, Mapping[str, float]]],
-    states: Sequence[Mapping[str, Tensor]],
-    *,
-    named: bool,
-) -> tuple[str, ...]:
-    """What order and seeds follow: names that were given, else content."""
-    if named:
-        return tuple(label for label, _, _ in taking_part)
-    contents = content_names(states)
+def _names(listed: Mapping[str, Model], states: Mapping[str, Mapping[str, Tensor]]) -> tuple[str, ...]:
+    """What order and seeds follow where no names are given: those of checkpoints, else content."""
+    contents = content_names(list(states.values()))
     return tuple(
-        model.name if isinstance(model, Checkpoint) else content
-        for (_, model, _), content in zip(taking_part, contents, strict=True)
+        label if isinstance(listed[label], Checkpoint) else content
+        for label, content in zip(states, contents, strict=True)
     )
 
 
@@ -187,50 +160,3 @@ def _with_thresholds(operands: Mapping[str, Operands]) -> dict[str, Operands]:
         )
         for name, tensors in operands.items()
     }
-
-
-def _complete(
-    method: Method, given: Mapping[str, Any], labels: Sequence[str]
-) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Each model's parameters and the merge's settings, from what was given and the defaults."""
-    given = {_KEYS.get((method.name, key), key): value for key, value in given.items() if value is not None}
-    known = {**method.parameters, **method.settings}
-    for key in given:
-        if key not in known:
-            said = _SAID.get(key, key)
-            takes = ", ".join(_SAID.get(other, other) for other in known if other != "int8_mask") or "nothing else"
-            raise BadInput(f"{method.name} has no {said}{did_you_mean(said, known)}. It takes {takes}.")
-    values = {**known, "weight": 1.0, **_PAPERS.get(method.name, {}), **given}
-    for key in known:
-        if values[key] is None or (key == "density" and key not in given and method.name not in _PAPERS):
-            raise BadInput(f"{method.name} needs {key}. Give a number, such as {key}=0.5.")
-    by_model = {key: _one_each(key, values[key], labels) for key in method.parameters}
-    parameters = [{key: numbers[place] for key, numbers in by_model.items()} for place in range(len(labels))]
-    return parameters, {key: _setting(key, values[key], method.settings[key]) for key in method.settings}
-
-
-def _one_each(key: str, value: Any, labels: Sequence[str]) -> list[float]:
-    said = _SAID.get(key, key)
-    if isinstance(value, Mapping):
-        if set(value) != set(labels):
-            differing = ", ".join(sorted(map(str, set(value) ^ set(labels))))
-            raise BadInput(f"{said} are given by name, and the names are not those of the models: see {differing}.")
-        value = [value[label] for label in labels]
-    several = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(labels)
-    if len(several) != len(labels):
-        raise BadInput(f"{len(several)} {said} for {len(labels)} models. Give one number, or one for each model.")
-    for number in several:
-        if not isinstance(number, int | float):
-            raise BadInput(f"{said} is {number!r}. Give a number, or one for each model.")
-    return [float(number) for number in several]
-
-
-def _setting(key: str, value: Any, default: Any) -> Any:
-    said = _SAID.get(key, key)
-    if key == "scope" and value not in ("model", "tensor"):
-        raise BadInput(f"scope is {value!r}. Choose model or tensor.")
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise BadInput(f"{said} is {value!r}. Choose True or False.")
-    if not isinstance(default, bool | str) and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise BadInput(f"{said} is {value!r}. Give a number.")
-    return value

@@ -120,16 +120,30 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
     )
 
 
-def _check(method: Method, operands: Operands) -> None:
-    """Refuses operands that the method does not take."""
-    if operands.base is None and method.base == "required":
+def check_models(method: Method, count: int, *, has_base: bool) -> None:
+    """Refuses a number of models, or a base, that the method does not take.
+
+    Args:
+        method: the method.
+        count: of models; the base is not counted.
+        has_base: whether there is a base.
+
+    Raises:
+        BadInput: says what the method takes.
+    """
+    if not has_base and method.base == "required":
         raise BadInput(f"{method.name} needs a base model. Name one, or use a method that needs none, such as linear.")
-    if operands.base is not None and method.base == "none":
+    if has_base and method.base == "none":
         raise BadInput(f"{method.name} takes no base model. Leave it out, or give it as one of the models.")
-    count, beside = len(operands.models), "" if operands.base is None else " beside the base"
     if not method.least <= count <= (method.most or count):
         wanted = f"{method.least}" if method.least == method.most else f"at least {method.least}"
+        beside = " beside the base" if has_base else ""
         raise BadInput(f"{method.name} takes {wanted} model{'s' if method.least > 1 else ''}{beside}, not {count}.")
+
+
+def _check(method: Method, operands: Operands) -> None:
+    """Refuses operands that the method does not take."""
+    check_models(method, len(operands.models), has_base=operands.base is not None)
     several = zip(operands.called, operands.parameters, strict=True)
     for owner, values in (*several, ("the merge", operands.settings)):
         for key, value in values.items():

@@ -74,10 +74,13 @@ def content_names(states: Sequence[Mapping[str, Tensor]]) -> list[str]:
 
     A few elements of every tensor are read, and all of them where those do not tell two models apart.
     """
-    names = [_sample_digest(tensors) for tensors in states]
-    return [
-        tensors_digest(tensors) if names.count(name) > 1 else name for name, tensors in zip(names, states, strict=True)
-    ]
+    samples = [_sample_digest(tensors) for tensors in states]
+    names = []
+    for tensors, sample in zip(states, samples, strict=True):
+        alike = [other for other, name in zip(states, samples, strict=True) if name == sample]
+        one = len(alike) == 1 or len({tensors_digest(other) for other in alike}) == 1
+        names.append(sample if one else tensors_digest(tensors))
+    return names
 
 
 def in_common(
