@@ -104,7 +104,8 @@ def adamerge(
     with ExitStack() as stack:
         for module in _different([*networks.values(), *heads.values()]):
             stack.enter_context(quiet(module))
-            stack.enter_context(batch_statistics(module))
+        for network in _different(networks.values()):
+            stack.enter_context(batch_statistics(network))
         _seed_everything(seed)  # quiet puts back the states that it found
         learned = _learn(vectors, networks, heads, data, level, steps, learning_rate, initial)
         state = vectors.state(learned.theta)

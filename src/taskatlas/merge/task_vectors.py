@@ -322,10 +322,9 @@ def _own_tensors(tensors: Mapping[str, Tensor], shared: Set[str]) -> dict[str, T
 
 def _least_kept(vector: Tensor, density: float) -> float:
     """The magnitude of the smallest element that is kept."""
-    whole = Operands("τ", ("τ",), (vector.cpu(),), None, ({},), {})
-    return kth_largest([whole], lambda piece: [piece.tensors[0].abs().numpy()], [[how_many(density, len(vector))]])[0][
-        0
-    ]
+    whole, rank = Operands("τ", ("τ",), (vector.cpu(),), None, ({},), {}), how_many(density, len(vector))
+    ((least,),) = kth_largest([whole], lambda piece: [piece.tensors[0].abs().numpy()], [[rank]])
+    return least
 
 
 def _check_finite(values: Tensor, name: str, who: str) -> None:
