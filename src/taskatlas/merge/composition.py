@@ -46,7 +46,8 @@ def combine(
             for model, vector in enumerate(vectors)
         )
     if elect:
-        merged = elected_sum(list(vectors), weights, normalize=normalize)
+        alike = len(set(weights)) == 1 and weights[0] > 0
+        merged = elected_sum(list(vectors), weights, normalize=normalize, weighted_votes=not alike)
     else:
         total = sum(weights) if normalize else 1.0
         merged = torch.zeros(piece.shape, dtype=piece.dtype)

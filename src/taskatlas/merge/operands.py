@@ -142,23 +142,21 @@ def each_piece(function: Callable[[Operands], Result], operands: Operands, threa
         [262144, 262144, 75712]
     """
     several = pieces(operands)
+    _keep_freed_memory()
     threads = min(threads or torch.get_num_threads(), len(several))
 
     def of_some(some: Sequence[Operands]) -> list[Result]:
-        with np.errstate(all="ignore"):  # numbers that are none are refused by name, in the end
-            return [function(piece) for piece in some]
-
-    def on_a_thread(some: Sequence[Operands]) -> list[Result]:
         torch.get_num_threads()  # a thread's first call sets its number, so it comes before the limit
-        with _openmp().limit(limits=1, user_api="openmp"):
-            return of_some(some)
+        # Numbers that are none are refused by name, in the end.
+        with _openmp().limit(limits=1, user_api="openmp"), np.errstate(all="ignore"):
+            return [function(piece) for piece in some]
 
     if threads <= 1:
         return of_some(several)
     share = -(-len(several) // threads)  # neighbours go to one thread, which reads on where it was
     with ThreadPoolExecutor(threads) as pool:
         shares = [several[first : first + share] for first in range(0, len(several), share)]
-        return [result for results in pool.map(on_a_thread, shares) for result in results]
+        return [result for results in pool.map(of_some, shares) for result in results]
 
 
 def refuse_not_finite(operands: Operands) -> None:
@@ -176,6 +174,12 @@ def refuse_not_finite(operands: Operands) -> None:
                 raise BadInput(
                     f"the tensor {operands.name!r} of {model} holds {kind}. Leave that model out or repair it."
                 )
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Until glibc has seen a large block freed, it hands every freed piece back to the system and asks for it anew."""
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 @cache
