@@ -329,6 +329,26 @@ def test_a_result_too_large_for_its_type_is_refused():
     assert merged("linear", [large, large], normalize=False).item() == 120_000
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_floats_of_8_bits_are_merged_as_wider_ones(method):
+    asked = case_of(method)
+    narrow, wide = [
+        replace(
+            asked,
+            tensors=tuple(tensor.to(torch.float8_e4m3fn).to(dtype) for tensor in asked.tensors),
+            base=None if asked.base is None else asked.base.to(torch.float8_e4m3fn).to(dtype),
+        )
+        for dtype in (torch.float8_e4m3fn, torch.float32)
+    ]
+    expected = merge_tensor(METHODS[method], wide, torch.float32)
+    assert torch.equal(merge_tensor(METHODS[method], narrow, torch.float32), expected)
+    found = merge_tensor(METHODS[method], narrow, torch.float8_e4m3fn)
+    assert torch.equal(found.float(), expected.to(torch.float8_e4m3fn).float())
+    bad = torch.full(asked.shape, float("nan")).to(torch.float8_e4m3fn)
+    with pytest.raises(BadInput, match="holds NaN"):
+        merge_tensor(METHODS[method], replace(narrow, tensors=(bad, *narrow.tensors[1:])), torch.float32)
+
+
 def test_complex_tensors_are_copied_or_refused():
     x = torch.tensor([1 + 2j])
     assert merged("linear", [x, x]).item() == 1 + 2j

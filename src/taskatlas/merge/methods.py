@@ -111,7 +111,8 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
 
     if all(each_piece(work, operands.rows() if method.cut == "rows" else operands.flat(), threads)):
         return merged.view(like.shape)
-    if torch.isinf(like).any() and all(torch.equal(like, tensor) for tensor in operands.everything):
+    wide = [tensor.to(operands.dtype) for tensor in operands.everything]
+    if torch.isinf(wide[-1]).any() and all(torch.equal(wide[-1], tensor) for tensor in wide):
         return like.to(dtype, copy=True)
     refuse_not_finite(operands)
     raise BadInput(

@@ -98,12 +98,22 @@ class Operands:
     def piece(self, start: int, stop: int) -> "Operands":
         """Of matrices the rows, of vectors the elements, from ``start`` to before ``stop``."""
         width = self.shape[1] if len(self.shape) == 2 else 1
-        return replace(
-            self,
-            tensors=tuple(tensor[start:stop] for tensor in self.tensors),
-            base=None if self.base is None else self.base[start:stop],
-            start=self.start + start * width,
-        )
+        return replace(self._each(lambda tensor: tensor[start:stop]), start=self.start + start * width)
+
+    def take(self, places: Tensor, block: int) -> "Operands":
+        """Of vectors, blocks of so many neighbours, one after the other; ``places`` counts blocks from 0."""
+        whole = self.shape[0] // block * block
+        return self._each(lambda tensor: tensor[:whole].view(-1, block)[places].reshape(-1))
+
+    def _each(self, part: Callable[[Tensor], Tensor]) -> "Operands":
+        """Of every tensor a part; floats of 8 bits, in which nothing can be computed, as wider ones."""
+
+        def computable(tensor: Tensor) -> Tensor:
+            few = part(tensor)
+            return few.to(self.dtype) if few.is_floating_point() and few.itemsize == 1 else few
+
+        base = None if self.base is None else computable(self.base)
+        return replace(self, tensors=tuple(computable(tensor) for tensor in self.tensors), base=base)
 
     def _reshaped(self, shape: Sequence[int]) -> "Operands":
         return replace(
