@@ -117,7 +117,8 @@ def test_text_experts_are_trained_once_and_merged(tmp_path, monkeypatch):
     assert [name.partition(",")[0] for name in found.models()][:3] == ["individual", "base", "average"]
     assert len(found.models()) == 15
     monkeypatch.setattr(text, "fine_tune", lambda *_: pytest.fail("an expert was trained again"))
-    assert text.main(small) == found
+    monkeypatch.setattr(text, "METHODS", {})
+    assert set(text.main(small).scores) < set(found.scores)
     zoo = ta.Zoo.load(tmp_path / "out" / "experts")
     assert zoo["colours"].open().module.head.out_features == 3
 

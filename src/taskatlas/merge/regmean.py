@@ -29,8 +29,8 @@ from taskatlas.merge.opening import open_as_saved
 from taskatlas.merge.state import Model
 from taskatlas.merge.unlabelled import Batch, Unlabelled, call, network_inputs
 from taskatlas.probe import Probe, quiet
-from taskatlas.probe.features import Openable
 from taskatlas.store import Store, atomic_write, digest
+from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.weights import first_line, tensors_digest
 
 _FORMAT = "taskatlas.layer_inputs/1"
@@ -101,7 +101,7 @@ class LayerInputs:
 
 
 def gram_matrices(
-    checkpoint: Openable,
+    checkpoint: Checkpoint,
     probe: Probe,
     *,
     batch_size: int = 32,
@@ -122,7 +122,6 @@ def gram_matrices(
 
     Example:
         >>> import numpy as np
-        >>> from taskatlas.zoo import Checkpoint
         >>> gram_matrices(Checkpoint("net", module=nn.Linear(3, 2)), Probe.from_arrays(np.eye(3)))
         LayerInputs(1 layers, up to 3 rows)
     """
