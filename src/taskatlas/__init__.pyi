@@ -11,6 +11,7 @@ from .paths import (
     imprint,
     mean_trajectory,
     path_length,
+    predict_imprinted,
     progress,
     symmetric_kl,
     task_tree,
@@ -18,7 +19,7 @@ from .paths import (
     trace_checkpoints,
     trajectory_distance,
 )
-from .probe import Features, Probe, extract, quiet
+from .probe import Features, Probe, class_subset, extract, quiet, random_labels, read_classes, wordnet_classes
 from .space import (
     ProbeGrowth,
     Selection,
@@ -65,6 +66,7 @@ __all__ = [
     "Zoo",
     "bhattacharyya",
     "cka",
+    "class_subset",
     "extract",
     "gaussian_kl",
     "geodesic",
@@ -80,10 +82,13 @@ __all__ = [
     "minibatch_cka",
     "path_length",
     "pick_probabilities",
+    "predict_imprinted",
     "probe_growth",
     "progress",
     "quiet",
+    "random_labels",
     "rank_for_target",
+    "read_classes",
     "select",
     "symmetric_kl",
     "task_tree",
@@ -91,4 +96,5 @@ __all__ = [
     "trace_checkpoints",
     "trajectory_distance",
     "transfer",
+    "wordnet_classes",
 ]

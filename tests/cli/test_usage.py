@@ -11,7 +11,7 @@ from tests.cli.make import MAP, SOURCE, TRANSFER
 from taskatlas.cli import app
 from taskatlas.zoo import Zoo
 
-COMMANDS = ("", "zoo", "zoo ls", "map", "select", "transfer", "record", "trace", "report", "check", "demo")
+COMMANDS = ("", "zoo", "zoo ls", "map", "select", "transfer", "train", "record", "trace", "report", "check", "demo")
 PICK = ("--pick", "a,c")
 
 DOCUMENTS = {

@@ -77,7 +77,7 @@ def test_memory_does_not_grow_with_the_number_of_snapshots(tmp_path):
         assert ran.returncode == 0, ran.stderr
         return int(ran.stdout)
 
-    few, many = 18, 72
+    few, many = 72, 144  # both larger than the blocks in which runs are read
     more = 2 * (many - few) * SAMPLES * CLASSES * 4  # bytes by which the longer runs are larger, as float32
     assert peak_of(many) - peak_of(few) < 0.4 * more
 

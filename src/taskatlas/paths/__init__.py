@@ -7,6 +7,7 @@ from taskatlas.paths.embedding import Embedding, ProjectedPath, explained_stress
 from taskatlas.paths.geodesic import geodesic
 from taskatlas.paths.hellinger import hellinger
 from taskatlas.paths.imprint import imprint, prototypes
+from taskatlas.paths.imprinted import predict_imprinted
 from taskatlas.paths.incremental import extend
 from taskatlas.paths.inpca import InPCA
 from taskatlas.paths.length import path_length, step_lengths, tortuosity
@@ -63,6 +64,7 @@ __all__ = [
     "path_length",
     "percentile_interval",
     "predict",
+    "predict_imprinted",
     "procrustes",
     "progress",
     "prototypes",
