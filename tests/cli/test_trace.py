@@ -315,6 +315,19 @@ def test_one_model_is_no_map(no):
     assert "two models at least" in no("one.npz")
 
 
+def test_real_trainings(run_json, place, real_input):
+    document = run_json("trace", real_input / "zoo/cifar10-runs", "--components", 5)
+    assert document["runs"] == ["all_a", "all_b", "randlab", "slow"]
+    assert document["explained_stress"] == pytest.approx([0.499, 0.754, 0.814, 0.855, 0.884], abs=5e-4)
+    assert document["time_like"] == [5]
+    assert [document["accuracy"][name][-1] for name in document["runs"]] == pytest.approx([0.663, 0.643, 0.079, 0.625])
+    assert document["distances"]["values"][0][1] == pytest.approx(0.1202, abs=5e-5)
+    # Both seeds leave the way at step 50, and only there does the first axis pass .3.
+    with Path("atlas/points.csv").open(newline="") as file:
+        far = [(row["run"], row["step"]) for row in csv.DictReader(file) if float(row["axis_1"]) > 0.3]
+    assert far == [("all_a", "50"), ("all_b", "50")]
+
+
 def test_the_command_prints_one_document_in_a_process_of_its_own(place):
     ran = run_apart(place, "trace", "runs", "--format", "json", TASKATLAS_STORE=str(place / "store"))
     assert (ran.code, ran.err) == (0, "")

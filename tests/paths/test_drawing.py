@@ -48,7 +48,7 @@ def test_a_map_says_what_it_shows(trace, tmp_path, axes):
         ax.get_title(loc="left") == f"18 models of 3 runs: {100 * stress[axes[-1]]:.0f} % of stress on {len(axes)} axes"
     )
     assert "[√nat]" in ax.get_xlabel()
-    assert f"+{100 * (stress[1] - stress[0]):.0f} %" in ax.get_ylabel()
+    assert f"+{100 * (stress[1] - stress[0]):.1f} %" in ax.get_ylabel()
     assert set(lines(ax)) == {"a_1 (2 seeds, mean bold)", "$b$"}
     assert {text.strip() for text in texts(ax)} >= {"ignorance"}
     line = lines(ax)["$b$"]

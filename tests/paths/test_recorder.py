@@ -13,7 +13,7 @@ from torch import nn
 
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.paths import Recorder, every, geometric, predict, read_record
-from taskatlas.paths.record_file import RecordHeader, append_snapshot, resume_record, start_record
+from taskatlas.paths.record_file import RecordHeader, append_snapshot, recover_record, resume_record, start_record
 from taskatlas.probe import Probe
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
@@ -126,6 +126,25 @@ def test_a_killed_run_keeps_all_that_was_recorded(tmp_path):
         kept = 5 - -(-lost // size)
         assert read_record(path).steps.tolist() == list(range(kept))
         assert np.array_equal(read_record(path).log_probs, whole_run(content, tmp_path).log_probs[:kept])
+
+
+def test_a_record_stays_on_disk_and_what_it_lost_is_counted(tmp_path):
+    path = tmp_path / "run.record"
+    train(4, Recorder(PROBE, path, schedule=every(1)))
+    whole, lost = recover_record(path)
+    assert (len(whole), lost) == (4, 0)
+    owner = whole.log_probs
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner, np.memmap)
+    path.rename(tmp_path / "moved.record")
+    content = (tmp_path / "moved.record").read_bytes()
+    path.write_bytes(content[:-9])
+    short, lost = recover_record(path, {"run": "mine"})
+    assert (len(short), short.name) == (3, "mine")
+    assert lost == 8 + 4 * 24 * 3 + 4 - 9
+    assert np.array_equal(short.log_probs, whole.log_probs[:3])
+    assert short.length() == pytest.approx(float(whole.step_lengths()[:2].sum()))
 
 
 def whole_run(content, folder):

@@ -72,7 +72,7 @@ def hdf5_as_run(path: Path, predictions: str | None, kind: Kind | None, store: S
 
     try:
         inputs = {"file": file_digest(path)}
-        return store.make("imported run", inputs, {"predictions": predictions, "kind": kind}, build) / _RUN
+        return store.make("imported_run", inputs, {"predictions": predictions, "kind": kind}, build) / _RUN
     except OSError as error:
         raise BadInput(f"{path} is no whole HDF5 file ({error}). Was its copying cut short?") from error
 

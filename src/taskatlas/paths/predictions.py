@@ -1,6 +1,6 @@
 """Models to compare, wherever their predictions are: an array in memory, or runs whose files are read slab by slab."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.paths.bhattacharyya import bhattacharyya, saturated_share
 from taskatlas.paths.hellinger import hellinger
@@ -35,6 +36,7 @@ class Points(Protocol):
 
 Predictions = np.ndarray | list[Trajectory] | Points
 _SLAB = 2**24  # bytes of probabilities made at a time from trajectories
+_MANY = 8  # slabs, from which on it takes long enough for a progress bar
 
 
 def as_predictions(models: Any) -> Predictions:
@@ -152,13 +154,10 @@ def _sum_over_samples(
     weights = check_weights(sample_weights, samples, "samples").numpy()
     slab = rows * samples * classes * 4 if isinstance(models, np.ndarray) else _SLAB  # an array is in memory anyway
     total: Any = 0.0
-    for where in _slices_with_weight(samples, rows * classes * 4, slab, weights):
+    slices = [where for where in sample_slices(samples, rows * classes * 4, slab) if weights[where].sum() > 0]
+    for where in slices if len(slices) < _MANY else track(slices, "measuring distances"):
         total = total + weights[where].sum() * part(where, None if sample_weights is None else weights[where])
     return np.asarray(total, dtype=np.float64)
-
-
-def _slices_with_weight(samples: int, bytes_a_sample: int, slab: int, weights: np.ndarray) -> Iterator[slice]:
-    return (where for where in sample_slices(samples, bytes_a_sample, slab) if weights[where].sum() > 0)
 
 
 def _take(models: Predictions, samples: slice) -> np.ndarray:

@@ -3,7 +3,8 @@
 A resample draws, for every task, as many of its seeds as it has, with replacement. A map in which a run stands twice is
 one in which its points weigh twice, so distances among models are computed once; means of seeds are weighted alike.
 With two or three seeds a task, an interval says what these seeds do; for what others would do it is too narrow, by
-about sqrt(S / (S - 1)) in width for S seeds, as every bootstrap of a mean is.
+about sqrt(S / (S - 1)) in width for S seeds, as every bootstrap of a mean is. Distances between means lean upward: a
+draw has fewer different seeds than there are, and a mean of fewer seeds keeps more of their noise.
 """
 
 import itertools
