@@ -77,6 +77,16 @@ def split_names(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words for people.
+
+    Example:
+        >>> counted(1, "run"), counted(1200, "sample")
+        ('1 run', '1,200 samples')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "–"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, emit, table, warn
+from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, table, warn
 
 app = App(
     name="trace",
@@ -131,7 +131,11 @@ def _runs(document: dict[str, Any]) -> Any:
     columns = ["run", "task", "snapshots", "length", "tortuosity", "progress", "accuracy", "regressions"]
     if len(rows[0]) < len(columns):
         columns.remove("task")
-    return table(f"{len(rows)} runs on {document['samples']} samples, {document['classes']} classes", columns, rows)
+    return table(
+        f"{counted(len(rows), 'run')} on {counted(document['samples'], 'sample')}, {document['classes']} classes",
+        columns,
+        rows,
+    )
 
 
 def _axes(document: dict[str, Any]) -> Any:

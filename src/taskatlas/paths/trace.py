@@ -133,7 +133,7 @@ def trace_runs(
         >>> steps = np.log([[[0.5, 0.5]] * 2, [[0.3, 0.7], [0.2, 0.8]], [[0.1, 0.9], [0.4, 0.6]]])
         >>> found = trace_runs([Trajectory("a", steps, [0, 1, 2], ["x", "y"], [1, 1])])
         >>> found.runs[0]
-        RunSummary('a', 3 snapshots, length 1.305, progress 0.417 at the end)
+        RunSummary('a', 3 snapshots, length 1.020, progress 0.359 at the end)
     """
     models = as_predictions(list(runs))
     assert isinstance(models, list)
