@@ -281,6 +281,11 @@ def stray_cases(axes: Sequence[Axis]) -> list[Axis]:
     return [part for axis in axes for part in _cases_in(axis) if id(_over(part)) not in present]
 
 
+def choosers(axis: Axis) -> set[Axis]:
+    """The axes that choose among cases in this one."""
+    return {_over(found) for found in _cases_in(axis)}
+
+
 Term = tuple[int, tuple[tuple[Axis, int], ...]]
 
 

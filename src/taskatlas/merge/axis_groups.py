@@ -250,7 +250,7 @@ class AxisGroups:
             size = self[name].size
             if not np.array_equal(np.sort(permutation), np.arange(size)):
                 raise BadInput(f"the array for group {name!r} is no permutation of its {size} units.")
-        inner_first = sorted((self[name] for name in permutations), key=self._depth, reverse=True)
+        inner_first = sorted((self[name] for name in permutations), key=self.depth, reverse=True)
         for group in inner_first:
             for member in group.members:
                 tensor = self._tensor(moved, member)
@@ -333,8 +333,9 @@ class AxisGroups:
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
 
-    def _depth(self, group: Group) -> int:
-        return 0 if group.within is None else 1 + self._depth(self[group.within[0]])
+    def depth(self, group: Group) -> int:
+        """How many groups a group lies within."""
+        return 0 if group.within is None else 1 + self.depth(self[group.within[0]])
 
     def _tensor(self, state_dict: Mapping[str, Tensor], member: Member) -> Tensor:
         if member.tensor not in state_dict:
@@ -345,10 +346,15 @@ class AxisGroups:
         return tensor
 
 
-def _permuted(tensor: Tensor, member: Member, permutation: Int[np.ndarray, " size"]) -> Tensor:
-    positions = member.layout.index()
-    order = np.arange(tensor.shape[member.axis])
+def reordered(length: int, layout: Layout, permutation: Int[np.ndarray, " size"]) -> Int[np.ndarray, " length"]:
+    """The order of an axis's positions once the units that are laid out on it have been permuted."""
+    positions, order = layout.index(), np.arange(length)
     order[positions] = positions[permutation]
+    return order
+
+
+def _permuted(tensor: Tensor, member: Member, permutation: Int[np.ndarray, " size"]) -> Tensor:
+    order = reordered(tensor.shape[member.axis], member.layout, permutation)
     moved = tensor.index_select(member.axis, torch.from_numpy(order).to(tensor.device))
     if member.only is None:
         return moved

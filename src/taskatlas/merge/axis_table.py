@@ -29,7 +29,10 @@ def table(groups: AxisGroups) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [repr(groups), ""]
-    lines += ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
+    lines += [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+        for row in rows
+    ]
     if groups.frozen:
         lines += ["", "stays"]
         by_reason = sorted(groups.frozen, key=_reason)

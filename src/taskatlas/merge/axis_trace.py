@@ -1,0 +1,202 @@
+"""Following an exported graph: the axes of every tensor in it, joined by the operations between them."""
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from taskatlas.merge.axes import Axis, cases, fixed, free, freeze, leaves, merge_cases, stray_cases
+from taskatlas.merge.axis_rules import Step, Traced, rule_of
+
+Side = Literal["out", "in"]
+
+
+@dataclass(eq=False)
+class Trace:
+    """What following a graph found out."""
+
+    parameters: dict[str, Traced] = field(default_factory=dict)  # by the tensor's name
+    values: dict[Node, Traced] = field(default_factory=dict)
+    sides: dict[tuple[str, int], set[Side]] = field(default_factory=dict)  # how the axes of weights are used
+    rigid: list[Axis] = field(default_factory=list)  # axes along which softmaxes and norms run
+
+
+def follow(graph: Graph, names: Mapping[str, str], still: Mapping[str, str], outputs: list[str]) -> Trace:
+    """Joins the axes of all tensors in a graph.
+
+    Args:
+        graph: ATen operations, as ``torch.export`` gives them.
+        names: of the placeholders that are weights, their names in the state dict.
+        still: of the other placeholders, why their axes do not move.
+        outputs: names of the results, in order.
+    """
+    trace, refilled = Trace(), _refilled(graph)
+    results: dict[Node, Any] = {}
+    origins: dict[Node, frozenset[str]] = {}  # of what is made of weights alone
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            results[node] = _placeholder(node, names, still, trace)
+            if node.name in names and isinstance(results[node], Traced):
+                origins[node] = frozenset({names[node.name]})
+        elif node.op == "output":
+            _freeze_outputs(node, results, outputs)
+        elif node.target is operator.getitem:
+            source, index = node.args
+            results[node] = results[source][index] if isinstance(results.get(source), list) else None
+        elif node.op == "call_function":
+            step = _step(node, trace, results, node in refilled)
+            results[node] = _result(step, node, results)
+            trace.rigid += step.rigid
+            _note_sides(step, node, trace, results, origins)
+        if isinstance(results.get(node), Traced):
+            trace.values[node] = results[node]
+    return trace
+
+
+def source_line(node: Node) -> str:
+    """Where in the network's own code an operation stands, such as ``model.py:12: return x + y``; empty if not known."""
+    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
+    for place, line in reversed(list(enumerate(lines))):
+        if line.strip().startswith('File "') and "/torch/" not in line:
+            path, number = line.strip().removeprefix('File "').split('", line ')
+            code = lines[place + 1].strip() if place + 1 < len(lines) else ""
+            return f"{path.rsplit('/', 1)[-1]}:{number.split(',')[0]}: {code}"
+    return ""
+
+
+def _placeholder(node: Node, names: Mapping[str, str], still: Mapping[str, str], trace: Trace) -> Any:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return value
+    if node.name not in names:
+        return Traced(tuple(fixed(size, still.get(node.name, "a constant of the network")) for size in value.shape))
+    traced = Traced(tuple(map(free, value.shape)))
+    trace.parameters[names[node.name]] = traced
+    return traced
+
+
+def _step(node: Node, trace: Trace, results: Mapping[Node, Any], refilled: bool) -> Step:
+    def unpack(position: Axis, others: Any) -> None:
+        """Free axes that so far are only ever met together with ``position`` get a case for each of its indices."""
+        if position.kind != "free":
+            return
+        for leaf in [leaf for axis in others for leaf in leaves(axis) if leaf.kind == "free"]:
+            if _always_with(leaf, position, trace):
+                chosen = [free(leaf.size) for _ in range(position.size)]
+                leaf.become(cases(position, chosen))
+
+    return Step(
+        name=str(node.target).removeprefix("aten.").split(".")[0],
+        shapes=[tuple(value.shape) for value in _tensors(node.meta.get("val"))],
+        where=source_line(node),
+        unpack=unpack,
+        refilled=refilled,
+    )
+
+
+def _always_with(leaf: Axis, position: Axis, trace: Trace) -> bool:
+    for traced in [*trace.parameters.values(), *trace.values.values()]:
+        found = {id(part) for axis in traced.axes for part in leaves(axis)}
+        if id(leaf) in found and id(position) not in found:
+            return False
+    return True
+
+
+def _result(step: Step, node: Node, results: Mapping[Node, Any]) -> Any:
+    arguments = _bound(node, results)
+    axes = rule_of(node.target)(step, **arguments)
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return _settled(step, axes, tuple(value.shape))
+    if isinstance(value, list | tuple):
+        return [_settled(step, part, tuple(shape.shape)) for part, shape in zip(axes, _tensors(value), strict=False)]
+    return value
+
+
+def _settled(step: Step, axes: Any, shape: tuple[int, ...]) -> Traced:
+    """The result as it is kept. A rule that gets a shape wrong is a defect, and it must not pass unseen."""
+    assert tuple(axis.size for axis in axes) == shape, f"{step.name}: {[axis.size for axis in axes]} is not {shape}"
+    for stray in stray_cases(axes):
+        merge_cases(stray)
+    return Traced(tuple(axes))
+
+
+def _bound(node: Node, results: Mapping[Node, Any]) -> dict[str, Any]:
+    """An operation's arguments by name, tensors as traced."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {f"argument{place}": _read(value, results) for place, value in enumerate(node.args)}
+    renamed = {"self": "input", "step": "step_"}
+    named = {renamed.get(argument.name, argument.name): argument for argument in schema.arguments}
+    given = dict(zip(named, node.args, strict=False))
+    given |= {renamed.get(name, name): value for name, value in node.kwargs.items()}
+    for name, argument in named.items():
+        if name not in given and argument.has_default_value():
+            given[name] = argument.default_value
+    return {name: _read(value, results) for name, value in given.items()}
+
+
+def _read(value: Any, results: Mapping[Node, Any]) -> Any:
+    if isinstance(value, Node):
+        return results.get(value)
+    if isinstance(value, list | tuple):
+        return [_read(item, results) for item in value]
+    return value
+
+
+def _freeze_outputs(node: Node, results: Mapping[Node, Any], outputs: list[str]) -> None:
+    for name, value in zip(outputs, _read(node.args[0], results), strict=False):
+        if isinstance(value, Traced):
+            for axis in value.axes:
+                freeze(axis, f"it is seen in the {name}")
+
+
+def _note_sides(
+    step: Step, node: Node, trace: Trace, results: Mapping[Node, Any], origins: dict[Node, frozenset[str]]
+) -> None:
+    """Whether a weight's axis is summed over or stays, once something else than weights meets it."""
+    used = [source for source in node.all_input_nodes if isinstance(results.get(source), Traced)]
+    if used and all(source in origins for source in used):
+        origins[node] = frozenset().union(*(origins[source] for source in used))
+        return
+    summed = {id(axis) for axis in step.summed}
+    for source in used:
+        for name in origins.get(source, ()):
+            shown = {id(axis) for axis in results[source].axes}
+            for place, axis in enumerate(trace.parameters[name].axes):
+                if id(axis) in shown:
+                    side: Side = "in" if id(axis) in summed else "out"
+                    trace.sides.setdefault((name, place), set()).add(side)
+
+
+def _refilled(graph: Graph) -> set[Node]:
+    """Tensors that a later operation writes into, itself or through a view."""
+    found = set()
+    for node in graph.nodes:
+        for argument, value in zip(_arguments(node), node.args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Node):
+                found.update(_bases(value))
+    return found
+
+
+def _bases(node: Node) -> Iterator[Node]:
+    """A tensor and those that it is a view of."""
+    yield node
+    for argument, value in zip(_arguments(node), node.args, strict=False):
+        if argument.alias_info is not None and isinstance(value, Node):
+            yield from _bases(value)
+
+
+def _arguments(node: Node) -> list[Any]:
+    schema = getattr(node.target, "_schema", None)
+    return [] if schema is None else list(schema.arguments)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [item for item in value if isinstance(item, Tensor)] if isinstance(value, list | tuple) else []
