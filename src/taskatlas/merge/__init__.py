@@ -1,0 +1,1 @@
+"""The room of merging: one model made of several, in weight space."""
