@@ -1,6 +1,6 @@
 """Showing a probe to a network, one batch at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -61,14 +61,39 @@ def batches(opened: Opened, probe: Probe, *, who: str, batch_size: int = 64, dev
     for start in track(range(0, n, batch_size), who, total=-(-n // batch_size)):
         rows = range(start, min(start + batch_size, n))
         samples = [probe.inputs[row] for row in rows]
+        prepared = prepare_samples(opened.prepare, probe, rows, samples, who=who)
         with _told_of(who, probe, rows):
-            if opened.prepare is None:
-                prepared: Any = _prepare_plainly(samples, probe.kind, probe.ids[start : rows.stop])
-            else:
-                prepared = opened.prepare(samples)
-            _check_prepared(prepared, len(rows))
             output = _forward(opened.module, prepared, device, precision)
         yield Batch(rows, samples, prepared, output)
+
+
+def prepare_samples(
+    prepare: Callable[[list[Any]], Any] | None, probe: Probe, rows: Sequence[int], samples: list[Any], *, who: str
+) -> Any:
+    """Samples of a probe as a network takes them: a tensor, or a mapping that goes to it by keyword; on the CPU.
+
+    Args:
+        prepare: the network's own way; None: arrays and images as float32.
+        probe: where the samples come from.
+        rows: their positions in it.
+        samples: what stands there.
+        who: the checkpoint's name, for messages.
+
+    Raises:
+        BadInput: they cannot be prepared.
+
+    Example:
+        >>> probe = Probe.from_arrays(np.eye(2))
+        >>> prepare_samples(None, probe, [1], [probe.inputs[1]], who="net")
+        tensor([[0., 1.]])
+    """
+    with _told_of(who, probe, rows):
+        if prepare is None:
+            prepared: Any = _prepare_plainly(samples, probe.kind, [probe.ids[row] for row in rows])
+        else:
+            prepared = prepare(samples)
+        _check_prepared(prepared, len(rows))
+    return prepared
 
 
 def chosen_device(device: str) -> str:
@@ -83,7 +108,7 @@ def chosen_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _prepare_plainly(samples: list[Any], kind: Kind, ids: tuple[str, ...]) -> Tensor:
+def _prepare_plainly(samples: list[Any], kind: Kind, ids: Sequence[str]) -> Tensor:
     """Arrays as float32; images as float32 (batch, channels, height, width) in [0, 1]."""
     match kind:
         case "array":
@@ -127,7 +152,7 @@ def _forward(module: nn.Module, prepared: Any, device: str, precision: torch.dty
 
 
 @contextmanager
-def _told_of(who: str, probe: Probe, rows: range) -> Iterator[None]:
+def _told_of(who: str, probe: Probe, rows: Sequence[int]) -> Iterator[None]:
     """Names the checkpoint and the samples where a builder's own code, or torch, fails on them."""
     ids = probe.ids
     samples = f"samples {ids[rows[0]]!r} to {ids[rows[-1]]!r} of the probe"
