@@ -14,7 +14,7 @@ heads move within their key-value head, or contents within each head apart; prod
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from taskatlas.errors import TaskAtlasError
@@ -29,14 +29,17 @@ class Mismatch(TaskAtlasError):
 class Axis:
     """One axis of a tensor, or a part of one. Compare what ``find`` gives, by identity."""
 
-    __slots__ = ("kind", "over", "parts", "size", "why")
+    __slots__ = ("kind", "over", "parts", "size", "where", "why")
 
-    def __init__(self, size: int, kind: Kind = "free", parts: Sequence["Axis"] = (), why: str = "") -> None:
+    def __init__(
+        self, size: int, kind: Kind = "free", parts: Sequence["Axis"] = (), why: str = "", where: str = ""
+    ) -> None:
         self.size = size
         self.kind: Kind = kind
         self.parts = tuple(parts)  # of a product, a sum or cases; the one axis that "same" points to
         self.over: Axis | None = None  # the axis whose index chooses among cases
         self.why = why  # of a fixed axis
+        self.where = where  # the source line that fixed it, where known
 
     def find(self) -> "Axis":
         """What this axis is by now."""
@@ -55,9 +58,9 @@ def free(size: int) -> Axis:
     return Axis(size)
 
 
-def fixed(size: int, why: str) -> Axis:
-    """An axis whose positions stay where they are."""
-    return Axis(size, "fixed", why=why)
+def fixed(size: int, why: str, where: str = "") -> Axis:
+    """An axis whose positions stay where they are, with the reason and the source line that is it."""
+    return Axis(size, "fixed", why=why, where=where)
 
 
 def blank(size: int) -> Axis:
@@ -116,11 +119,11 @@ def leaves(axis: Axis) -> Iterator[Axis]:
         yield axis
 
 
-def freeze(axis: Axis, why: str) -> None:
+def freeze(axis: Axis, why: str, where: str = "") -> None:
     """Nothing in it may move any more; a blank part has nothing that could."""
     for leaf in leaves(axis):
         if leaf.kind == "free":
-            leaf.kind, leaf.why = "fixed", why
+            leaf.kind, leaf.why, leaf.where = "fixed", why, where
 
 
 def join(a: Axis, b: Axis) -> Axis:
@@ -130,38 +133,19 @@ def join(a: Axis, b: Axis) -> Axis:
         Mismatch: they are divided in ways that do not fit.
     """
     a, b = a.find(), b.find()
-    if a is b or a.size == 1 or b.kind == "blank":
-        return a
+    if a is b or a.size == 1 or "blank" in (a.kind, b.kind):
+        return b if a.kind == "blank" else a
     if a.size != b.size:
         raise Mismatch(f"axes of sizes {a.size} and {b.size} meet")
-    match a.kind, b.kind:
-        case "blank", _:
-            return b
-        case "cases", "cases" if _over(a) is _over(b):
-            for part, other in zip(a.parts, b.parts, strict=True):
-                join(part, other)
-        case "cases", _:
-            merge_cases(a)
-            return join(a.parts[0], b)
-        case _, "cases":
-            return join(b, a)
-        case "free", _:
-            for stray in stray_cases([b]):
-                merge_cases(stray)
-            a.become(_without_blanks(b))
-        case _, "free":
-            return join(b, a)
-        case "fixed", "fixed":
-            b.become(a)
-        case "fixed", _:
-            freeze(b, a.why)
-        case _, "fixed":
-            freeze(a, b.why)
-        case "product", "product" if terms(a) == [a] and terms(b) == [b]:
-            return _join_products(a, b)
-        case _:
-            return _join_sums(terms(a), terms(b))
-    return a
+    meetings: tuple[tuple[Kind, Callable[[Axis, Axis], Axis]], ...] = (
+        ("cases", _join_cases),
+        ("free", _bind),
+        ("fixed", _fix),
+        ("sum", _join_sums),
+        ("product", _join_products),
+    )
+    meet = next((kind, function) for kind, function in meetings if kind in (a.kind, b.kind))
+    return meet[1](a, b) if a.kind == meet[0] else meet[1](b, a)
 
 
 def merge_cases(axis: Axis) -> None:
@@ -177,59 +161,54 @@ def split(axis: Axis, outer: int) -> tuple[Axis, Axis]:
         Mismatch: it is divided in another way.
     """
     axis = axis.find()
-    if outer == 1:
-        return blank(1), axis
-    if outer == axis.size:
-        return axis, blank(1)
+    if outer in (1, axis.size):
+        return (blank(1), axis) if outer == 1 else (axis, blank(1))
     inner, rest = divmod(axis.size, outer)
     if rest:
         raise Mismatch(f"an axis of size {axis.size} cannot be divided by {outer}")
     match axis.kind:
         case "free":
-            axis.kind, axis.parts = "product", (free(outer), free(inner))
-            return axis.parts[0], axis.parts[1]
+            halves = free(outer), free(inner)
+            axis.kind, axis.parts = "product", halves
         case "fixed":
-            return fixed(outer, axis.why), fixed(inner, axis.why)
+            halves = fixed(outer, axis.why, axis.where), fixed(inner, axis.why, axis.where)
         case "blank":
-            return blank(outer), blank(inner)
+            halves = blank(outer), blank(inner)
         case "cases":
-            over, halves = _over(axis), [split(part, outer) for part in axis.parts]
-            return cases(over, [upper for upper, _ in halves]), cases(over, [lower for _, lower in halves])
+            over, each = chooser(axis), [split(part, outer) for part in axis.parts]
+            halves = cases(over, [upper for upper, _ in each]), cases(over, [lower for _, lower in each])
         case "sum" if len(parts := terms(axis)) == outer and all(part.size == inner for part in parts):
-            position = fixed(outer, "its positions are told apart by an unpacked projection")
-            return position, cases(position, parts)
-    first, *others = factors(axis)
-    if outer % first.size == 0:
-        middle, last = split(product(others), outer // first.size)
-        return product([first, middle]), last
-    if first.size % outer == 0 and others:
-        upper, lower = split(first, outer)
-        return upper, product([lower, *others])
-    raise Mismatch(f"an axis of {' × '.join(str(f.size) for f in factors(axis))} is viewed as {outer} × {inner}")
+            position = fixed(outer, "its positions are told apart where a fused projection is unpacked")
+            halves = position, cases(position, parts)
+        case _:
+            halves = _split_product(axis, outer)
+    return halves
 
 
 def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """The axis as a sum of parts of given sizes.
+    """The axis as a sum of parts of given sizes; parts of size 0 are left out.
 
     Raises:
         Mismatch: a boundary runs through the inside of a block.
     """
-    axis = axis.find()
-    sizes = [size for size in sizes if size]
+    axis, sizes = axis.find(), [size for size in sizes if size]
     if len(sizes) <= 1:
         return [axis]
-    if axis.kind == "free":
-        axis.kind, axis.parts = "sum", tuple(free(size) for size in sizes)
-        return list(axis.parts)
-    if axis.kind == "fixed":
-        return [fixed(size, axis.why) for size in sizes]
-    if axis.kind == "blank":
-        return [blank(size) for size in sizes]
-    if axis.kind == "product":
-        return _cut_product(axis, sizes)
-    if axis.kind == "cases":
-        raise Mismatch("one of several unpacked projections is cut")
-    return _cut_sum(terms(axis), sizes)
+    match axis.kind:
+        case "free":
+            parts = [free(size) for size in sizes]
+            axis.kind, axis.parts = "sum", tuple(parts)
+        case "fixed":
+            parts = [fixed(size, axis.why, axis.where) for size in sizes]
+        case "blank":
+            parts = [blank(size) for size in sizes]
+        case "product":
+            parts = _cut_product(axis, sizes)
+        case "sum":
+            parts = _cut_sum(terms(axis), sizes)
+        case _:
+            raise Mismatch("one of several unpacked projections is cut")
+    return parts
 
 
 def cases(over: Axis, parts: Sequence[Axis]) -> Axis:
@@ -242,7 +221,7 @@ def cases(over: Axis, parts: Sequence[Axis]) -> Axis:
 def chosen(axis: Axis, over: Axis, index: int) -> Axis:
     """The axis at one index of another: its case, where it has cases over that one."""
     axis = axis.find()
-    if axis.kind == "cases" and _over(axis) is over.find():
+    if axis.kind == "cases" and chooser(axis) is over.find():
         return chosen(axis.parts[index], over, index)
     if axis.kind == "product":
         return product([chosen(part, over, index) for part in axis.parts])
@@ -278,58 +257,23 @@ def regroup(axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
 def stray_cases(axes: Sequence[Axis]) -> list[Axis]:
     """The cases among a tensor's axes whose index is none of the tensor's axes."""
     present = {id(leaf) for axis in axes for leaf in leaves(axis)}
-    return [part for axis in axes for part in _cases_in(axis) if id(_over(part)) not in present]
+    return [part for axis in axes for part in _cases_in(axis) if id(chooser(part)) not in present]
+
+
+def chooser(axis: Axis) -> Axis:
+    """The axis whose index chooses among cases."""
+    assert axis.over is not None
+    return axis.over.find()
 
 
 def choosers(axis: Axis) -> set[Axis]:
     """The axes that choose among cases in this one."""
-    return {_over(found) for found in _cases_in(axis)}
+    return {chooser(found) for found in _cases_in(axis)}
 
 
-Term = tuple[int, tuple[tuple[Axis, int], ...]]
-
-
-def spread(axis: Axis, indices: Mapping[int, int] | None = None) -> list[Term]:
-    """The parts of an axis with their places: for each end-to-end part its start, and its (leaf, stride) pairs.
-
-    Args:
-        axis: the axis.
-        indices: the index that is meant of axes that choose among cases, by ``id``.
-    """
-    axis, indices = axis.find(), indices or {}
-    if axis.kind == "product":
-        return _spread_product(factors(axis), indices)
-    if axis.kind == "sum":
-        starts, start = [], 0
-        for part in axis.parts:
-            starts += [(start + inner, places) for inner, places in spread(part, indices)]
-            start += part.size
-        return starts
-    if axis.kind == "cases":
-        return spread(axis.parts[indices.get(id(_over(axis)), 0)], indices)
-    return [(0, ((axis, 1),))] if axis.size > 1 else [(0, ())]
-
-
-def _spread_product(parts: Sequence[Axis], indices: Mapping[int, int]) -> list[Term]:
-    if not parts:
-        return [(0, ())]
-    first, rest = parts[0].find(), parts[1:]
-    inner_size = math.prod(part.size for part in rest)
-    if first.kind == "fixed" and _chooses(first, rest):
-        return [
-            (index * inner_size + start, places)
-            for index in range(first.size)
-            for start, places in _spread_product(rest, {**indices, id(first): index})
-        ]
-    return [
-        (outer * inner_size + inner, tuple((leaf, stride * inner_size) for leaf, stride in places) + others)
-        for outer, places in spread(first, indices)
-        for inner, others in _spread_product(rest, indices)
-    ]
-
-
-def _chooses(position: Axis, parts: Sequence[Axis]) -> bool:
-    return any(_over(found) is position for part in parts for found in _cases_in(part))
+def chooses(position: Axis, parts: Sequence[Axis]) -> bool:
+    """Whether cases among some parts are chosen by the index of a position."""
+    return any(chooser(found) is position for part in parts for found in _cases_in(part))
 
 
 def _cases_in(axis: Axis) -> Iterator[Axis]:
@@ -340,12 +284,6 @@ def _cases_in(axis: Axis) -> Iterator[Axis]:
         yield from _cases_in(part)
 
 
-def _over(axis: Axis) -> Axis:
-    """The axis whose index chooses among cases."""
-    assert axis.over is not None
-    return axis.over.find()
-
-
 def _without_blanks(axis: Axis) -> Axis:
     """The axis with free parts in place of blank ones: what a tensor that is not constant there has."""
     if axis.kind in ("product", "sum") and any(leaf.kind == "blank" for leaf in leaves(axis)):
@@ -353,7 +291,44 @@ def _without_blanks(axis: Axis) -> Axis:
     return free(axis.size) if axis.kind == "blank" else axis
 
 
+def _join_cases(a: Axis, b: Axis) -> Axis:
+    if b.kind == "cases" and chooser(a) is chooser(b):
+        for part, other in zip(a.parts, b.parts, strict=True):
+            join(part, other)
+        return a
+    merge_cases(a)
+    return join(a.parts[0], b)
+
+
+def _bind(a: Axis, b: Axis) -> Axis:
+    for stray in stray_cases([b]):
+        merge_cases(stray)
+    a.become(_without_blanks(b))
+    return a
+
+
+def _fix(a: Axis, b: Axis) -> Axis:
+    if b.kind == "fixed":
+        b.become(a)
+    else:
+        freeze(b, a.why, a.where)
+    return a
+
+
+def _split_product(axis: Axis, outer: int) -> tuple[Axis, Axis]:
+    first, *others = factors(axis)
+    if outer % first.size == 0:
+        middle, last = split(product(others), outer // first.size)
+        return product([first, middle]), last
+    if first.size % outer == 0 and others:
+        upper, lower = split(first, outer)
+        return upper, product([lower, *others])
+    raise Mismatch(f"an axis of {' × '.join(str(f.size) for f in factors(axis))} is viewed as {outer} × …")
+
+
 def _join_products(a: Axis, b: Axis) -> Axis:
+    if terms(a) != [a] or terms(b) != [b]:
+        return _join_sums(a, b)
     mine, theirs, joined = factors(a), factors(b), []
     while mine and theirs:
         first, second = mine.pop(0), theirs.pop(0)
@@ -366,8 +341,8 @@ def _join_products(a: Axis, b: Axis) -> Axis:
     return product(joined)
 
 
-def _join_sums(mine: list[Axis], theirs: list[Axis]) -> Axis:
-    joined = []
+def _join_sums(a: Axis, b: Axis) -> Axis:
+    mine, theirs, joined = terms(a), terms(b), []
     while mine and theirs:
         first, second = mine.pop(0), theirs.pop(0)
         size = min(first.size, second.size)
@@ -387,7 +362,7 @@ def _cut_product(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     start, made = 0, []
     for part in parts:
         others = rest
-        if first.kind == "fixed" and _chooses(first, rest):
+        if first.kind == "fixed" and chooses(first, rest):
             if part.size > 1:
                 raise Mismatch("several unpacked projections are taken together")
             others = [chosen(other, first, start) for other in rest]

@@ -10,7 +10,7 @@ from torch import Tensor
 from taskatlas.engine import track
 from taskatlas.errors import WorkFailed
 from taskatlas.merge.axis_groups import AxisGroups, FrozenAxis, Group, Permutations, Site, reordered
-from taskatlas.merge.axis_run import Call, Weights, generic_weights, tensors_of, watch
+from taskatlas.merge.axis_run import Call, Weights, watch
 
 TOLERANCE = 1e-5  # relative to the largest value; rounding in float64 stays far below, also where parts run in float32
 _SINGLE = 1e-3  # where the module cannot run in float64
@@ -18,17 +18,19 @@ _SINGLE = 1e-3  # where the module cannot run in float64
 Places = dict[tuple[str, int], Tensor]  # (place, axis) -> (2, positions), mean and mean square along all other axes
 
 
-def check(groups: AxisGroups, call: Call) -> AxisGroups:
+def check(groups: AxisGroups, call: Call, weights: Weights) -> AxisGroups:
     """The groups that pass; those that do not are frozen, with the reason, and taps that show something else are left out.
 
-    Weights are random, so that a norm's ones or a zero bias hide nothing; they are float64 where the module allows.
+    Args:
+        groups: to be checked.
+        call: the network and an example.
+        weights: random, so that a norm's ones or a zero bias hide nothing; taken to float64 if the network can run there.
 
     Raises:
         WorkFailed: groups pass one by one and not together.
     """
-    weights, tolerance = _precise(call)
     looked = {(site.place, site.axis) for group in groups for site in group.taps}
-    before, seen_before = _look(call, weights, looked)
+    weights, tolerance, before, seen_before = _first_look(call, weights, looked)
     permutations = groups.random_permutations(seed=0)
     after, seen_after = _look(call, groups.permute(weights, permutations), looked)
     if not _same(before, after, tolerance):
@@ -54,15 +56,15 @@ def check(groups: AxisGroups, call: Call) -> AxisGroups:
     )
 
 
-def _precise(call: Call) -> tuple[Weights, float]:
-    """Random weights in float64 if the module can run with them, else in its own precision."""
-    weights = generic_weights(call)
+def _first_look(
+    call: Call, weights: Weights, looked: set[tuple[str, int]]
+) -> tuple[Weights, float, dict[str, Tensor], Places]:
+    """Weights in float64 if the network runs with them, else as they are; with the tolerance and what is seen."""
     precise = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     try:
-        call.run(precise)
+        return precise, TOLERANCE, *_look(call, precise, looked)
     except Exception:  # whatever a network raises when a part of it insists on its own precision
-        return weights, _SINGLE
-    return precise, TOLERANCE
+        return weights, _SINGLE, *_look(call, weights, looked)
 
 
 def _look(call: Call, weights: Weights, looked: set[tuple[str, int]]) -> tuple[dict[str, Tensor], Places]:

@@ -15,12 +15,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from taskatlas.merge.axes import Axis, choosers, leaves, spread
+from taskatlas.merge.axes import Axis, chooser, choosers, chooses, factors, leaves
 from taskatlas.merge.axis_groups import FrozenAxis, Group, Layout, Member, Role, Site
 from taskatlas.merge.axis_rules import Axes
 from taskatlas.merge.axis_trace import Trace
 
 Only = tuple[int, int, int, int]
+Term = tuple[int, tuple[tuple[Axis, int], ...]]  # start of a part; its leaves and their strides
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,13 +107,55 @@ def collect(
     return groups, _frozen(trace)
 
 
+def _spread(axis: Axis, indices: Mapping[int, int] | None = None) -> list[Term]:
+    """The parts of an axis with their places: for each end-to-end part its start, and its (leaf, stride) pairs.
+
+    Args:
+        axis: the axis.
+        indices: the index that is meant of axes that choose among cases, by ``id``.
+    """
+    axis, indices = axis.find(), indices or {}
+    if axis.kind == "sum" and all(leaf.kind == "fixed" for leaf in leaves(axis)) and not choosers(axis):
+        first = next(leaves(axis))  # what cut it into parts makes no difference any more
+        axis.kind, axis.parts, axis.why, axis.where = "fixed", (), first.why, first.where
+    if axis.kind == "product":
+        return _spread_product(factors(axis), indices)
+    if axis.kind == "sum":
+        starts, start = [], 0
+        for part in axis.parts:
+            starts += [(start + inner, places) for inner, places in _spread(part, indices)]
+            start += part.size
+        return starts
+    if axis.kind == "cases":
+        return _spread(axis.parts[indices.get(id(chooser(axis)), 0)], indices)
+    return [(0, ((axis, 1),))] if axis.size > 1 else [(0, ())]
+
+
+def _spread_product(parts: Sequence[Axis], indices: Mapping[int, int]) -> list[Term]:
+    if not parts:
+        return [(0, ())]
+    first, rest = parts[0].find(), parts[1:]
+    inner_size = math.prod(part.size for part in rest)
+    if first.kind == "fixed" and chooses(first, rest):
+        return [
+            (index * inner_size + start, places)
+            for index in range(first.size)
+            for start, places in _spread_product(rest, {**indices, id(first): index})
+        ]
+    return [
+        (outer * inner_size + inner, tuple((leaf, stride * inner_size) for leaf, stride in places) + others)
+        for outer, places in _spread(first, indices)
+        for inner, others in _spread_product(rest, indices)
+    ]
+
+
 def _spots(number: int, axes: Axes) -> list[Spot]:
     """Every place of every free axis in one tensor."""
     found: dict[tuple[object, ...], Spot] = {}
     positions = {over for axis in axes for over in choosers(axis)}
     for index in itertools.product(*(range(position.size) for position in positions)):
         indices = {id(position): place for position, place in zip(positions, index, strict=True)}
-        parts = [spread(axis, indices) for axis in axes]
+        parts = [_spread(axis, indices) for axis in axes]
         for axis, terms in enumerate(parts):
             across = tuple(
                 (leaf, other, axes[other].size, stride)
@@ -177,7 +220,8 @@ def _bundles(
     taken: set[tuple[str, bool]] = set()
     for together in sorted(alike.values(), key=lambda those: len(contexts[those[0]])):
         context = contexts[together[0]]
-        stems = [_stem(parameters[spot.tensor]) for spot in spots[together[0]] if spot.tensor < len(parameters)]
+        moved = [parameters[spot.tensor] for spot in spots[together[0]] if spot.tensor < len(parameters)]
+        stems = [_stem(name) for name in sorted(moved, key=lambda name: not name.endswith("weight"))]
         stems += [f"{stems[0]}#{number}" for number in range(2, len(movable) + 2)]
         stem = next(stem for stem in stems if (stem, bool(context)) not in taken)
         taken.add((stem, bool(context)))
@@ -247,13 +291,14 @@ def _role(trace: Trace, name: str, axis: int) -> Role:
 
 
 def _frozen(trace: Trace) -> list[FrozenAxis]:
-    """The positions of every parameter's axes in which nothing is free, by reason."""
+    """What of every parameter's axes does not move, by reason."""
     counts: Counter[tuple[str, int, str, str]] = Counter()
     for name, traced in trace.parameters.items():
         for place, axis in enumerate(traced.axes):
-            for _, parts in spread(axis):
+            for _, parts in _spread(axis):
                 still = [leaf for leaf, _ in parts if leaf.kind == "fixed"]
-                if still and not any(leaf.kind == "free" for leaf, _ in parts):
-                    why, _, where = still[0].why.partition(" @ ")
-                    counts[name, place, why, where] += math.prod(leaf.size for leaf, _ in parts)
+                if still:
+                    inside = "" if len(still) == len(parts) else "inside its units, "
+                    size = math.prod(leaf.size for leaf in still)
+                    counts[name, place, inside + still[0].why, still[0].where] += size
     return [FrozenAxis(name, axis, count, why, where) for (name, axis, why, where), count in counts.items()]

@@ -1,9 +1,11 @@
 """Deriving axis groups from a module: export it, follow the graph, collect groups, name taps and stops, check."""
 
 import hashlib
+import inspect
 import traceback
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +22,7 @@ from taskatlas.merge.axis_collect import collect
 from taskatlas.merge.axis_groups import AxisGroups, Example
 from taskatlas.merge.axis_run import Call, Weights, generic_weights, tensors_of, watch
 from taskatlas.merge.axis_stops import stops
-from taskatlas.merge.axis_trace import follow
+from taskatlas.merge.axis_trace import follow, is_ours
 from taskatlas.probe import quiet
 
 _PREFIX = "network."
@@ -31,29 +33,27 @@ def derive(module: nn.Module, example: Example, outputs: Sequence[str] | None) -
     call = Call.of(module, example, outputs)
     with quiet(module):
         with _told("the example does not fit the network"):
-            weights = generic_weights(call)
-        _, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
+            weights = generic_weights(module)
+            outputs, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
+            if not all(bool(output.isfinite().all()) for output in outputs.values()):  # such as a logarithm of a weight
+                weights = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
+                _, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
         with _told("the forward pass cannot be followed"):
             program, names = _exported(call)
         parameters = _parameters(program, module)
         twins = _twins(module)
-        trace = follow(program.graph, parameters, _inputs(program), names)
-        fingerprints = _Fingerprints(program, call, weights)
-        places = {
-            place: node for place, print_ in seen.items() if (node := fingerprints.first.get(print_)) in trace.values
-        }
-        groups, frozen = collect(trace, {place: trace.values[node].axes for place, node in places.items()}, twins)
-        seen_at: dict[str, list[str]] = defaultdict(list)
-        for place, print_ in seen.items():
-            seen_at[print_].append(place)
-        at = {node: seen_at[print_] for node, print_ in fingerprints.of.items() if print_ in seen_at}
+        trace = follow(program.graph, parameters, _inputs(program, call), names)
+        places = _places(program, _fingerprints(program, call, weights), seen)
+        groups, frozen = collect(
+            trace, {place: trace.values[node].axes for place, node in places.items() if node in trace.values}, twins
+        )
         found = AxisGroups(
             groups=tuple(groups),
             frozen=tuple(frozen),
-            stops=tuple(stops(program.graph, at, parameters, twins)),
+            stops=tuple(stops(program.graph, places, parameters, twins)),
             shapes={name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
         )
-        return check(found, call)
+        return check(found, call, weights)
 
 
 class _Named(nn.Module):
@@ -73,25 +73,35 @@ class _Named(nn.Module):
 
 def _exported(call: Call) -> tuple[ExportedProgram, list[str]]:
     names: list[str] = []
-    program = torch.export.export(_Named(call, names).eval(), call.arguments, call.keywords, strict=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what export would like to be otherwise in somebody's network
+        program = torch.export.export(_Named(call, names).eval(), call.arguments, call.keywords, strict=False)
     return program, list(names)
 
 
 def _parameters(program: ExportedProgram, module: nn.Module) -> dict[str, str]:
-    """Placeholder -> name in the state dict, of weights and float buffers."""
+    """Placeholder -> name in the state dict, of weights and float buffers; tied ones under their first name."""
     kept = module.state_dict()
+    own = tensors_of(module)
+    first = {id(tensor): name for name, tensor in reversed(own.items())}
     found = {}
     for spec in program.graph_signature.input_specs:
         name = (spec.target or "").removeprefix(_PREFIX)
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and name in kept and kept[name].is_floating_point():
-            found[spec.arg.name] = name
+            found[spec.arg.name] = first[id(own[name])]
     return found
 
 
-def _inputs(program: ExportedProgram) -> dict[str, str]:
+def _inputs(program: ExportedProgram, call: Call) -> dict[str, str]:
     """Placeholder -> why it does not move, of the network's inputs."""
-    specs = program.graph_signature.input_specs
-    return {spec.arg.name: f"it meets the input {spec.arg.name}" for spec in specs if spec.kind == InputKind.USER_INPUT}
+    order = list(inspect.signature(call.module.forward).parameters)
+    found = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind == InputKind.USER_INPUT:
+            position = spec.arg.name.removeprefix("arguments_")
+            name = order[int(position)] if position.isdigit() and int(position) < len(order) else spec.arg.name
+            found[spec.arg.name] = f"it meets the input {name}"
+    return found
 
 
 def _twins(module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -103,30 +113,62 @@ def _twins(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 class _Fingerprints(Interpreter):
-    """Runs a graph and keeps a fingerprint of every tensor, by which modules' inputs and outputs are recognised in it."""
+    """Runs a graph and keeps a fingerprint of every tensor as soon as it is made: a later operation may write into it."""
 
-    def __init__(self, program: ExportedProgram, call: Call, weights: Weights) -> None:
+    def __init__(self, program: ExportedProgram) -> None:
         super().__init__(program.graph_module)
         self.of: dict[Node, str] = {}
-        self.first: dict[str, Node] = {}
-        inputs = iter(tree_leaves((call.arguments, call.keywords)))
-        values = []
-        for spec in program.graph_signature.input_specs:
-            if spec.kind == InputKind.USER_INPUT:
-                values.append(next(inputs))
-            else:
-                target = spec.target or ""
-                own = weights.get(target.removeprefix(_PREFIX))
-                values.append(program.constants[target] if own is None else own)
-        self.run(*values)
 
     def run_node(self, n: Node) -> Any:
-        """Every tensor as soon as it is made, before a later operation may write into it."""
+        """The node's value, noted."""
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.of[n] = _fingerprint(value)
-            self.first.setdefault(self.of[n], n)
         return value
+
+
+def _fingerprints(program: ExportedProgram, call: Call, weights: Weights) -> dict[Node, str]:
+    """Of every tensor in the graph, run with given weights."""
+    inputs = iter(tree_leaves((call.arguments, call.keywords)))
+    values = []
+    for spec in program.graph_signature.input_specs:
+        target = spec.target or ""
+        if spec.kind == InputKind.USER_INPUT:
+            values.append(next(inputs))
+        else:
+            own = weights.get(target.removeprefix(_PREFIX))
+            values.append(program.constants[target] if own is None else own)
+    interpreter = _Fingerprints(program)
+    interpreter.run(*values)
+    return interpreter.of
+
+
+def _places(program: ExportedProgram, fingerprints: Mapping[Node, str], seen: Mapping[str, str]) -> dict[str, Node]:
+    """Place -> the node that makes the tensor which is seen there.
+
+    Tensors may be equal by chance (a ReLU of what is positive), so of several nodes a module's output is the last one
+    inside of it, and its input the last one before it.
+    """
+    nodes = list(program.graph.nodes)
+    when = {node: place for place, node in enumerate(nodes)}
+    inside: dict[str, list[int]] = defaultdict(list)
+    for place, node in enumerate(nodes):
+        for path, _ in node.meta.get("nn_module_stack", {}).values():
+            inside[path.removeprefix(_PREFIX)].append(place)
+    makers: dict[str, list[Node]] = defaultdict(list)
+    for node, print_ in fingerprints.items():
+        makers[print_].append(node)
+    found = {}
+    for place, print_ in seen.items():
+        name, is_input = place.removesuffix(":input"), place.endswith(":input")
+        own = inside.get(name, [])
+        fitting = [
+            node for node in makers[print_] if not own or (when[node] < own[0] if is_input else when[node] in own)
+        ]
+        candidates = fitting or makers[print_]
+        if candidates:
+            found[place] = candidates[-1] if fitting else candidates[0]
+    return found
 
 
 def _fingerprint(tensor: Tensor) -> str:
@@ -154,6 +196,6 @@ def _told(what: str) -> Iterator[None]:
 def _line(error: BaseException) -> str:
     """The line of the network's own code in which it went wrong."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if "/torch/" not in frame.filename and "/taskatlas/" not in frame.filename:
+        if not is_ours(frame.filename):
             return f" at {frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} ({frame.line})"
     return ""

@@ -250,11 +250,18 @@ class AxisGroups:
             size = self[name].size
             if not np.array_equal(np.sort(permutation), np.arange(size)):
                 raise BadInput(f"the array for group {name!r} is no permutation of its {size} units.")
-        inner_first = sorted((self[name] for name in permutations), key=self.depth, reverse=True)
-        for group in inner_first:
+        orders: dict[tuple[str, int], Int[np.ndarray, " length"]] = {}
+        for group in sorted((self[name] for name in permutations), key=self.depth, reverse=True):  # inner ones first
             for member in group.members:
                 tensor = self._tensor(moved, member)
-                moved[member.tensor] = _permuted(tensor, member, permutations[group.name])
+                order = reordered(tensor.shape[member.axis], member.layout, permutations[group.name])
+                if member.only is not None:
+                    moved[member.tensor] = _moved_in_part(tensor, member.axis, order, member.only)
+                    continue
+                before = orders.get((member.tensor, member.axis))
+                orders[member.tensor, member.axis] = order if before is None else before[order]
+        for (name, axis), order in orders.items():
+            moved[name] = moved[name].index_select(axis, torch.from_numpy(order).to(moved[name].device))
         return moved
 
     def to_dict(self) -> dict[str, Any]:
@@ -353,15 +360,13 @@ def reordered(length: int, layout: Layout, permutation: Int[np.ndarray, " size"]
     return order
 
 
-def _permuted(tensor: Tensor, member: Member, permutation: Int[np.ndarray, " size"]) -> Tensor:
-    order = reordered(tensor.shape[member.axis], member.layout, permutation)
-    moved = tensor.index_select(member.axis, torch.from_numpy(order).to(tensor.device))
-    if member.only is None:
-        return moved
-    axis, *part = member.only
-    rows = (slice(None),) * axis + (slice(*part),)
+def _moved_in_part(
+    tensor: Tensor, axis: int, order: Int[np.ndarray, " length"], only: tuple[int, int, int, int]
+) -> Tensor:
+    other, *part = only
+    rows = (slice(None),) * other + (slice(*part),)
     result = tensor.clone()
-    result[rows] = moved[rows]
+    result[rows] = tensor[rows].index_select(axis, torch.from_numpy(order).to(tensor.device))
     return result
 
 

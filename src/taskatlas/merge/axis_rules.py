@@ -23,6 +23,7 @@ from taskatlas.merge.axes import (
     free,
     freeze,
     join,
+    leaves,
     product,
     regroup,
     split,
@@ -55,12 +56,14 @@ class Step:
 
     def join(self, a: Axis, b: Axis) -> Axis:
         """Joins two axes; where they do not fit, neither may move."""
+        parts = [*leaves(a), *leaves(b)]
+        if any(part.kind == "free" for part in parts):
+            for part in parts:
+                part.where = part.where or (self.where if part.kind == "fixed" else "")
         try:
             return join(a, b)
         except Mismatch as error:
-            why = f"{error} in {self.name}"
-            freeze(a, why)
-            freeze(b, why)
+            self.give_up(error, a, b)
             return self.still(a.size)
 
     def sum_over(self, a: Axis, b: Axis) -> None:
@@ -70,12 +73,23 @@ class Step:
 
     def still(self, size: int) -> Axis:
         """An axis of the result that does not move."""
-        return fixed(size, f"its order matters in {self.name}")
+        axis = fixed(size, f"its order matters in {self.name}")
+        axis.where = self.where
+        return axis
+
+    def empty(self, size: int) -> Axis:
+        """An axis of equal values; what is written into them later decides what it is."""
+        return free(size) if self.refilled else blank(size)
 
     def stop(self, *axes: Axis) -> None:
         """The operation tells positions along these axes apart."""
         for axis in axes:
-            freeze(axis, f"its order matters in {self.name}")
+            freeze(axis, f"its order matters in {self.name}", self.where)
+
+    def give_up(self, error: Mismatch, *axes: Axis) -> None:
+        """Axes that do not fit the operation do not move."""
+        for axis in axes:
+            freeze(axis, f"{error} in {self.name}", self.where)
 
 
 # Elementwise
@@ -97,6 +111,11 @@ def broadcast(step: Step, *tensors: Axes) -> Axes:
             elif axis.size > 1:
                 axes[place] = step.join(axes[place], axis)
     return tuple(axes)
+
+
+def same(step: Step, input: Traced, **_: Any) -> Axes:
+    """Other values or another type, in the same order."""
+    return input.axes
 
 
 def glu(step: Step, input: Traced, dim: int = -1, **_: Any) -> Axes:
@@ -280,8 +299,7 @@ def view(step: Step, input: Traced, **_: Any) -> Axes:
             raise Mismatch("an empty tensor is viewed")
         return tuple(regroup(input.axes, step.shapes[0]))
     except Mismatch as error:
-        for axis in input.axes:
-            freeze(axis, str(error))
+        step.give_up(error, *input.axes)
         return tuple(map(step.still, step.shapes[0]))
 
 
@@ -363,9 +381,10 @@ def slice_(
     if step_ != 1:
         step.stop(axis)
         return _replaced(input.axes, dim, step.still(step.shapes[0][dim]))
-    sizes = [first, last - first, axis.size - last]
-    parts = _cut(step, axis, sizes)
-    return _replaced(input.axes, dim, parts[sum(1 for size in sizes[:1] if size)])
+    if last <= first:
+        return _replaced(input.axes, dim, blank(0))
+    parts = _cut(step, axis, [first, last - first, axis.size - last])
+    return _replaced(input.axes, dim, parts[1 if first else 0])
 
 
 def select(step: Step, input: Traced, dim: int, index: int, **_: Any) -> Axes:
@@ -389,7 +408,7 @@ def pad(step: Step, input: Traced, pad: Sequence[int], mode: str = "constant", *
         if before == after == 0:
             continue
         if mode == "constant" and axis.find().kind != "fixed" and before >= 0 and after >= 0:
-            axes[-place] = total([blank(before), axis, blank(after)])
+            axes[-place] = total([step.empty(before), axis, step.empty(after)])
         else:
             step.stop(axis)
             axes[-place] = step.still(axis.size + before + after)
@@ -427,7 +446,7 @@ def spatial(step: Step, input: Traced, **_: Any) -> Result:
 
 def embedding(step: Step, weight: Traced, indices: Traced, **_: Any) -> Axes:
     """Rows of a table."""
-    freeze(weight.axes[0], "its rows are looked up by index")
+    freeze(weight.axes[0], "its rows are looked up by index", step.where)
     return (*indices.axes, weight.axes[1])
 
 
@@ -468,21 +487,27 @@ def look_up(step: Step, input: Traced, dim: int = 0, index: Any = None, src: Any
 
 def constant(step: Step, **_: Any) -> Axes:
     """Zeros, ones, one value: any order will do; where it is filled later, whatever is put in says."""
-    return tuple(map(free if step.refilled else blank, step.shapes[0]))
+    return tuple(map(step.empty, step.shapes[0]))
+
+
+def positions(step: Step, **_: Any) -> Axes:
+    """Numbers that count."""
+    return tuple(fixed(size, "its positions are counted") for size in step.shapes[0])
 
 
 def unknown(step: Step, **arguments: Any) -> Result:
     """Every axis it touches stays; so do those of its results."""
     for axis in _all_axes(list(arguments.values())):
-        freeze(axis, f"{step.name} is not understood")
+        freeze(axis, f"{step.name} is not understood", step.where)
     results = [tuple(fixed(size, f"{step.name} is not understood") for size in shape) for shape in step.shapes]
     return results if len(results) > 1 else (results[0] if results else ())
 
 
 RULES: Mapping[Rule, str] = {
-    elementwise: """dropout clone contiguous alias detach to _to_copy copy type_as lift_fresh_copy __and__ __or__ __xor__
-        gelu hardswish log_sigmoid floor_divide feature_dropout alpha_dropout fill zero requires_grad view_as_real_copy
-        _assert_tensor_metadata sym_size sym_numel float half double bfloat16 fake_quantize isnan cosine_embedding""",
+    same: """dropout clone contiguous alias detach to _to_copy type_as lift_fresh_copy feature_dropout alpha_dropout fill
+        zero requires_grad float half double bfloat16 int long bool""",
+    elementwise: """copy __and__ __or__ __xor__
+        gelu hardswish where add sub mul div pow log_sigmoid floor_divide _weight_norm _assert_tensor_metadata""",
     glu: "glu",
     prelu: "prelu _prelu_kernel",
     linear: "linear",
@@ -522,6 +547,7 @@ RULES: Mapping[Rule, str] = {
     embedding: "embedding",
     index: "index",
     look_up: "gather scatter scatter_add index_select index_add index_copy take_along_dim",
+    positions: "arange linspace eye",
     constant: "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty",
 }
 RULE_OF: Mapping[str, Rule] = {name: rule for rule, names in RULES.items() for name in names.split()}
@@ -554,7 +580,7 @@ def _split(step: Step, axis: Axis, outer: int) -> tuple[Axis, Axis]:
     try:
         return split(axis, outer)
     except Mismatch as error:
-        freeze(axis, f"{error} in {step.name}")
+        step.give_up(error, axis)
         return step.still(outer), step.still(axis.size // outer)
 
 
@@ -562,7 +588,7 @@ def _cut(step: Step, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     try:
         return cut(axis, sizes)
     except Mismatch as error:
-        freeze(axis, f"{error} in {step.name}")
+        step.give_up(error, axis)
         return [step.still(size) for size in sizes if size]
 
 

@@ -1,6 +1,7 @@
 """Running a module on an example with weights of one's choice, and looking at what its submodules take and give."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,7 +45,8 @@ class Call:
 
         arguments, keywords = tree_map(fitting, (self.arguments, self.keywords))
         own = {name: weights[name] for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
-        return self.named(functional_call(self.module, own, arguments, keywords))
+        with slow_attention():
+            return self.named(functional_call(self.module, own, arguments, keywords))
 
     def named(self, result: Any) -> dict[str, Tensor]:
         """The tensors of a result that count, by name; a cache or another object is none.
@@ -65,6 +67,20 @@ class Call:
         return kept
 
 
+@contextmanager
+def slow_attention() -> Iterator[None]:
+    """While it lasts, ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` call their submodules one by one.
+
+    Their fused path passes hooks by, so nothing would be seen of what is inside.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by every name they have."""
     return {
@@ -73,27 +89,20 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def generic_weights(call: Call, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights in place of the module's, so that no zero, no one and no symmetry hides a mistake.
+def generic_weights(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights in place of a module's, so that no zero, no one and no symmetry hides a mistake.
 
-    Matrices and kernels are normal with variance 1 / fan-in; vectors, running statistics too, are uniform in [0.5, 1.5];
-    tied weights stay tied. Buffers that the state dict leaves out are kept. Where the outputs are not finite, the module's
-    own weights are taken.
+    Matrices and kernels are normal with variance 1 / fan-in; vectors are uniform in [0.5, 1.5], with any sign where they
+    are parameters; tied weights stay tied, and buffers that the state dict leaves out are kept.
     """
     generator = torch.Generator().manual_seed(seed)
-    kept = call.module.state_dict().keys()
-    made: dict[int, Tensor] = {}
-    weights = {}
-    for name, tensor in tensors_of(call.module).items():
-        if name in kept and tensor.is_floating_point():
-            if id(tensor) not in made:
-                made[id(tensor)] = _generic(tensor, generator)
-            weights[name] = made[id(tensor)]
-        else:
-            weights[name] = tensor.detach()
-    if all(bool(output.isfinite().all()) for output in call.run(weights).values() if output.is_floating_point()):
-        return weights
-    return {name: tensor.detach() for name, tensor in tensors_of(call.module).items()}
+    own, kept = tensors_of(module), module.state_dict().keys()
+    made: dict[int, Tensor] = {}  # by tensor, so that tied weights stay tied
+    for name, tensor in own.items():
+        if id(tensor) not in made:
+            random = name in kept and tensor.is_floating_point()
+            made[id(tensor)] = _generic(tensor, generator) if random else tensor.detach()
+    return {name: made[id(tensor)] for name, tensor in own.items()}
 
 
 def watch(
@@ -152,6 +161,8 @@ def first_tensor(value: Any) -> Tensor | None:
 def _generic(tensor: Tensor, generator: torch.Generator) -> Tensor:
     if tensor.dim() < 2:
         values = torch.rand(tensor.shape, generator=generator) + 0.5
+        if isinstance(tensor, nn.Parameter):  # a running variance has to be positive, a bias should not
+            values *= torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
     else:
         values = torch.randn(tensor.shape, generator=generator) / max(tensor[0].numel(), 1) ** 0.5
     return values.to(tensor.device, tensor.dtype)

@@ -1,5 +1,6 @@
 """Legal stops: where a single tensor cuts a network into a trunk and a rest."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch.fx import Graph, Node
@@ -8,48 +9,42 @@ from taskatlas.merge.axis_groups import Stop
 
 
 def stops(
-    graph: Graph, places: Mapping[Node, Sequence[str]], names: Mapping[str, str], twins: Mapping[str, Sequence[str]]
+    graph: Graph, places: Mapping[str, Node], names: Mapping[str, str], twins: Mapping[str, Sequence[str]]
 ) -> Iterator[Stop]:
     """The cuts that have a name, in the order of the graph, each with the weights on its two sides.
 
-    What is made of inputs alone (masks, positions) does not count as crossing a cut, since a head can make it again, nor
+    What is made of inputs alone (masks, positions) does not count as crossing a cut, since a head can make it again; nor
     does what is made of weights alone.
 
     Args:
         graph: of the network.
-        places: modules' inputs and outputs at which a node's value can be seen.
+        places: modules' inputs and outputs, and the nodes that make what is seen there.
         names: of the placeholders that are weights, their names in the state dict.
         twins: the other names of tied weights.
     """
     nodes = list(graph.nodes)
-    hidden = _hidden(nodes, names)
     when = {node: place for place, node in enumerate(nodes)}
-    last_use = {node: max((when[user] for user in node.users), default=-1) for node in hidden}
-    read = {name: [when[user] for user in node.users] for node in nodes if (name := names.get(node.name))}
-    told: set[str] = set()
+    last_use = {node: max((when[user] for user in node.users), default=-1) for node in _hidden(nodes, names)}
+    uses: dict[str, list[int]] = defaultdict(list)
+    for node in nodes:
+        if node.name in names:
+            for name in (names[node.name], *twins.get(names[node.name], ())):
+                uses[name] += [when[user] for user in node.users]
+    named: dict[Node, list[str]] = defaultdict(list)
+    for place, node in places.items():
+        named[node].append(place)
+    told: set[Node] = set()
     crossing: set[Node] = set()
     for place, node in enumerate(nodes):
-        if node in last_use:
-            crossing.add(node)
-        crossing = {other for other in crossing if last_use[other] > place}
-        if len(crossing) != 1:
+        crossing = {other for other in (*crossing, node) if last_use.get(other, -1) > place}
+        if len(crossing) != 1 or crossing <= told:
             continue
-        known = sorted(places.get(next(iter(crossing)), ()), key=lambda name: (":" in name, name.count("."), len(name)))
-        trunk = [
-            twin
-            for name, uses in read.items()
-            if any(use <= place for use in uses)
-            for twin in (name, *twins.get(name, ()))
-        ]
-        rest = [
-            twin
-            for name, uses in read.items()
-            if any(use > place for use in uses)
-            for twin in (name, *twins.get(name, ()))
-        ]
-        if known and trunk and rest and known[0] not in told:
-            told.update(known)
-            yield Stop(known[0], tuple(known[1:]), tuple(trunk), tuple(rest))
+        told |= crossing
+        known = sorted(named[next(iter(crossing))], key=lambda name: (":" in name, name.count("."), len(name)))
+        trunk = tuple(name for name, here in uses.items() if here and min(here) <= place)
+        rest = tuple(name for name, here in uses.items() if here and max(here) > place)
+        if known and trunk and rest:
+            yield Stop(known[0], tuple(known[1:]), trunk, rest)
 
 
 def _hidden(nodes: Sequence[Node], names: Mapping[str, str]) -> list[Node]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
@@ -13,6 +12,8 @@ from taskatlas.merge.axes import Axis, cases, fixed, free, freeze, leaves, merge
 from taskatlas.merge.axis_rules import Step, Traced, rule_of
 
 Side = Literal["out", "in"]
+
+_LONGEST = 80  # characters of a line of code that are quoted
 
 
 @dataclass(eq=False)
@@ -30,11 +31,11 @@ def follow(graph: Graph, names: Mapping[str, str], still: Mapping[str, str], out
 
     Args:
         graph: ATen operations, as ``torch.export`` gives them.
-        names: of the placeholders that are weights, their names in the state dict.
+        names: of the placeholders that are weights, their names in the state dict; tied ones under one name.
         still: of the other placeholders, why their axes do not move.
         outputs: names of the results, in order.
     """
-    trace, refilled = Trace(), _refilled(graph)
+    trace, refilled, live = Trace(), _refilled(graph), _live(graph)
     results: dict[Node, Any] = {}
     origins: dict[Node, frozenset[str]] = {}  # of what is made of weights alone
     for node in graph.nodes:
@@ -47,8 +48,8 @@ def follow(graph: Graph, names: Mapping[str, str], still: Mapping[str, str], out
         elif node.target is operator.getitem:
             source, index = node.args
             results[node] = results[source][index] if isinstance(results.get(source), list) else None
-        elif node.op == "call_function":
-            step = _step(node, trace, results, node in refilled)
+        elif node.op == "call_function" and node in live:
+            step = _step(node, trace, node in refilled)
             results[node] = _result(step, node, results)
             trace.rigid += step.rigid
             _note_sides(step, node, trace, results, origins)
@@ -58,14 +59,19 @@ def follow(graph: Graph, names: Mapping[str, str], still: Mapping[str, str], out
 
 
 def source_line(node: Node) -> str:
-    """Where in the network's own code an operation stands, such as ``model.py:12: return x + y``; empty if not known."""
+    """The line of the network's code in which an operation stands, as ``model.py:12: return x + y``; empty if unknown."""
     lines = (node.meta.get("stack_trace") or "").strip().splitlines()
     for place, line in reversed(list(enumerate(lines))):
-        if line.strip().startswith('File "') and "/torch/" not in line:
+        if line.strip().startswith('File "') and not is_ours(line):
             path, number = line.strip().removeprefix('File "').split('", line ')
             code = lines[place + 1].strip() if place + 1 < len(lines) else ""
-            return f"{path.rsplit('/', 1)[-1]}:{number.split(',')[0]}: {code}"
+            return f"{path.rsplit('/', 1)[-1]}:{number.split(',')[0]}: {code[:_LONGEST]}"
     return ""
+
+
+def is_ours(file: str) -> bool:
+    """Whether a line of a stack is torch's or this package's rather than the network's."""
+    return "/torch/" in file or "/taskatlas/merge/" in file
 
 
 def _placeholder(node: Node, names: Mapping[str, str], still: Mapping[str, str], trace: Trace) -> Any:
@@ -74,12 +80,12 @@ def _placeholder(node: Node, names: Mapping[str, str], still: Mapping[str, str],
         return value
     if node.name not in names:
         return Traced(tuple(fixed(size, still.get(node.name, "a constant of the network")) for size in value.shape))
-    traced = Traced(tuple(map(free, value.shape)))
-    trace.parameters[names[node.name]] = traced
-    return traced
+    if names[node.name] not in trace.parameters:  # a tied weight may come in twice
+        trace.parameters[names[node.name]] = Traced(tuple(map(free, value.shape)))
+    return trace.parameters[names[node.name]]
 
 
-def _step(node: Node, trace: Trace, results: Mapping[Node, Any], refilled: bool) -> Step:
+def _step(node: Node, trace: Trace, refilled: bool) -> Step:
     def unpack(position: Axis, others: Any) -> None:
         """Free axes that so far are only ever met together with ``position`` get a case for each of its indices."""
         if position.kind != "free":
@@ -173,14 +179,24 @@ def _note_sides(
                     trace.sides.setdefault((name, place), set()).add(side)
 
 
+def _live(graph: Graph) -> set[Node]:
+    """What the outputs depend on: a tensor may be made for its shape alone."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in live or any(base in live for base in _written(node)):
+            live.update((node, *node.all_input_nodes))
+    return live
+
+
+def _written(node: Node) -> Iterator[Node]:
+    """The tensors that an operation writes into, itself or through a view."""
+    for argument, value in zip(_arguments(node), node.args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Node):
+            yield from _bases(value)
+
+
 def _refilled(graph: Graph) -> set[Node]:
-    """Tensors that a later operation writes into, itself or through a view."""
-    found = set()
-    for node in graph.nodes:
-        for argument, value in zip(_arguments(node), node.args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Node):
-                found.update(_bases(value))
-    return found
+    return {base for node in graph.nodes for base in _written(node)}
 
 
 def _bases(node: Node) -> Iterator[Node]:
