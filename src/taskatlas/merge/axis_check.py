@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from taskatlas.engine import track
 from taskatlas.errors import WorkFailed
-from taskatlas.merge.axis_groups import AxisGroups, FrozenAxis, Group, Permutations, Site, reordered
+from taskatlas.merge.axis_groups import AxisGroups, FrozenAxis, Group, Permutations, reordered
 from taskatlas.merge.axis_run import Call, Weights, watch
 
 TOLERANCE = 1e-5  # relative to the largest value; rounding in float64 stays far below, also where parts run in float32
@@ -19,12 +18,12 @@ Places = dict[tuple[str, int], Tensor]  # (place, axis) -> (2, positions), mean 
 
 
 def check(groups: AxisGroups, call: Call, weights: Weights) -> AxisGroups:
-    """The groups that pass; those that do not are frozen, with the reason, and taps that show something else are left out.
+    """The groups that pass. Those that do not are frozen, with the reason; taps that show something else are left out.
 
     Args:
         groups: to be checked.
         call: the network and an example.
-        weights: random, so that a norm's ones or a zero bias hide nothing; taken to float64 if the network can run there.
+        weights: random, so that a norm's ones or a zero bias hide nothing; taken to float64 where the network runs so.
 
     Raises:
         WorkFailed: groups pass one by one and not together.

@@ -3,8 +3,8 @@
 Two questions are answered by looking at all tensors of the graph:
 
 - *Does an axis depend on another?* The contents of a head always come with the head; so nothing says that the contents
-  of all heads must be permuted alike, and every head gets a group of its own. An axis depends on those that come with it
-  wherever it is met.
+  of all heads must be permuted alike, and every head gets a group of its own. An axis depends on those that come with
+  it wherever it is met.
 - *Are two axes one?* Parts of a sum that lie side by side wherever they are met, such as the channels before and after
   those that a zero-padded shortcut joins, can be permuted as one.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from taskatlas.merge.axes import Axis, chooser, choosers, chooses, factors, leaves
 from taskatlas.merge.axis_groups import FrozenAxis, Group, Layout, Member, Role, Site
-from taskatlas.merge.axis_rules import Axes
+from taskatlas.merge.axis_step import Axes
 from taskatlas.merge.axis_trace import Trace
 
 Only = tuple[int, int, int, int]
@@ -238,7 +238,7 @@ def _stem(tensor: str) -> str:
 def _layouts(
     bundle: Bundle, spots: Mapping[Axis, list[Spot]], index: Mapping[Axis, int], tensors: int
 ) -> Iterator[tuple[tuple[int, int], Layout, Only | None]]:
-    """(tensor, axis), layout and restriction of every place of a bundle in the first few tensors, at one index of its context."""
+    """A bundle's places in the first few tensors, at one index of its context: (tensor, axis), layout, ``only``."""
     by_place: dict[tuple[object, ...], list[list[Spot]]] = defaultdict(list)
     for leaf in bundle.leaves:
         here: dict[tuple[object, ...], list[Spot]] = defaultdict(list)

@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ def derive(module: nn.Module, example: Example, outputs: Sequence[str] | None) -
     with quiet(module):
         with _told("the example does not fit the network"):
             weights = generic_weights(module)
-            outputs, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
-            if not all(bool(output.isfinite().all()) for output in outputs.values()):  # such as a logarithm of a weight
+            results, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
+            if not all(bool(output.isfinite().all()) for output in results.values()):  # such as a logarithm of a weight
                 weights = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
                 _, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
         with _told("the forward pass cannot be followed"):
@@ -54,6 +55,14 @@ def derive(module: nn.Module, example: Example, outputs: Sequence[str] | None) -
             shapes={name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
         )
         return check(found, call, weights)
+
+
+def recheck(groups: AxisGroups, module: nn.Module, example: Example, outputs: Sequence[str] | None) -> AxisGroups:
+    """What ``AxisGroups.checked`` returns."""
+    call = Call.of(module, example, outputs)
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    with quiet(module), _told("the example does not fit the network"):
+        return check(replace(groups, shapes=shapes), call, generic_weights(module))
 
 
 class _Named(nn.Module):
@@ -113,7 +122,7 @@ def _twins(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 class _Fingerprints(Interpreter):
-    """Runs a graph and keeps a fingerprint of every tensor as soon as it is made: a later operation may write into it."""
+    """Runs a graph and keeps a fingerprint of every tensor as it is made: a later operation may write into it."""
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__(program.graph_module)
@@ -152,9 +161,9 @@ def _places(program: ExportedProgram, fingerprints: Mapping[Node, str], seen: Ma
     nodes = list(program.graph.nodes)
     when = {node: place for place, node in enumerate(nodes)}
     inside: dict[str, list[int]] = defaultdict(list)
-    for place, node in enumerate(nodes):
+    for node in nodes:
         for path, _ in node.meta.get("nn_module_stack", {}).values():
-            inside[path.removeprefix(_PREFIX)].append(place)
+            inside[path.removeprefix(_PREFIX)].append(when[node])
     makers: dict[str, list[Node]] = defaultdict(list)
     for node, print_ in fingerprints.items():
         makers[print_].append(node)
@@ -189,7 +198,7 @@ def _told(what: str) -> Iterator[None]:
         said = str(error).strip().splitlines()
         raise BadInput(
             f"{what}{_line(error)}: {type(error).__name__}: {said[0] if said else ''} "
-            "If the network cannot be changed there, give its AxisGroups by hand (AxisGroups.from_dict, or a JSON file)."
+            "Where the network cannot be changed, give its AxisGroups by hand: a dictionary or a JSON file."
         ) from error
 
 

@@ -1,19 +1,20 @@
 """Which axes of which parameters move together in a network: the types, and permuting a state dict by them.
 
-A network's hidden units have no order of their own. Where a linear layer's outputs are permuted, the next layer's inputs
-must follow, with every norm, bias and shortcut between them; all of these axes form one ``Group``. Merging networks
-that were trained apart means mapping the units of one network onto those of another, group by group (Ainsworth et al.,
-ICLR 2023; Stoica et al., ICLR 2024).
+A network's hidden units have no order of their own. Where a linear layer's outputs are permuted, the next layer's
+inputs must follow, with every norm, bias and shortcut between them; all of these axes form one ``Group``. Merging
+networks that were trained apart means mapping the units of one network onto those of another, group by group
+(Ainsworth et al., ICLR 2023; Stoica et al., ICLR 2024).
 
 How to apply a map to a group, in full:
 
-- A group has ``size`` units. Each ``Member`` is one axis of one tensor of the state dict, and its ``layout.index()`` is an
-  integer array (size, copies): row u lists the positions of unit u along that axis. A plain axis has one copy and
-  positions 0 … size − 1; a flattened image repeats every channel h·w times; a head occupies head_dim positions. Column c
-  of all rows is a whole set of units in order, so a map acts on each column alike, and on no position outside of it.
+- A group has ``size`` units. Each ``Member`` is one axis of one tensor of the state dict, and its ``layout.index()`` is
+  an integer array (size, copies): row u lists the positions of unit u along that axis. A plain axis has one copy and
+  positions 0 … size − 1; a flattened image repeats every channel h·w times; a head occupies head_dim positions.
+  Column c of all rows is a whole set of units in order, so a map acts on each column alike, and on no position outside
+  of it. One axis may hold a group several times, as several members: the heads of a fused query, key and value.
 - ``role`` says which side of a map an axis needs where merging is no permutation: ``out`` axes carry the units that a
-  layer makes (weights' rows, biases, norms, embeddings): merged by M (size, n · size); ``in`` axes are summed over by the
-  next layer: multiplied by the unmerge matrix U (n · size, size); ``both`` is a tied weight that does both.
+  layer makes (rows of weights, biases, norms, embeddings) and are merged by M (size, n · size); ``in`` axes are summed
+  over by the next layer and multiplied by the unmerge matrix U (n · size, size); a tied weight can do ``both``.
 - ``only``, rarely given, restricts a member to a slice of another axis of its tensor: (axis, start, stop, step).
 - ``within = (outer, unit)`` marks the inside of one block of another group: what may move inside of head 3, say. Move
   inner groups first, at the places that their layouts name, then the outer group, which carries whole blocks along.
@@ -25,7 +26,7 @@ How to apply a map to a group, in full:
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,6 @@ from torch import Tensor, nn
 from taskatlas.errors import BadInput
 from taskatlas.store import atomic_write, digest
 
-FORMAT = "taskatlas axis groups"
 Role = Literal["out", "in", "both"]
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 Permutations = Mapping[str, Int[np.ndarray, " size"]]
@@ -165,9 +165,9 @@ class AxisGroups:
     def of(cls, module: nn.Module, example: Example, outputs: Sequence[str] | None = None) -> "AxisGroups":
         """Derives the groups of any module from one forward pass, and checks them on the module itself.
 
-        ``torch.export`` gives the graph; union-find over (tensor, axis) through its operations gives the groups; a random
-        permutation of all of them, on a copy of the weights with random values, must leave the outputs unchanged. What
-        fails, or meets an operation that is not understood, is frozen and reported in ``frozen``.
+        ``torch.export`` gives the graph; union-find over (tensor, axis) through its operations gives the groups; a
+        random permutation of all of them, in a network of the same kind with random weights, must leave the outputs
+        unchanged. What fails, or meets an operation that is not understood, is frozen and reported in ``frozen``.
 
         Args:
             module: any network; it is left as it was.
@@ -180,6 +180,16 @@ class AxisGroups:
         from taskatlas.merge.axis_export import derive
 
         return derive(module, example, outputs)
+
+    def checked(self, module: nn.Module, example: Example, outputs: Sequence[str] | None = None) -> "AxisGroups":
+        """These groups, given by hand, after the self-check that ``of`` makes: what fails it is frozen.
+
+        Raises:
+            BadInput: the example does not fit the module, or the groups do not fit its tensors.
+        """
+        from taskatlas.merge.axis_export import recheck
+
+        return recheck(self, module, example, outputs)
 
     def __repr__(self) -> str:
         moving = {(member.tensor, member.axis) for group in self.groups for member in group.members}
@@ -266,27 +276,15 @@ class AxisGroups:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the JSON file has them."""
-        return {
-            "format": FORMAT,
-            "groups": [
-                {
-                    "name": group.name,
-                    "size": group.size,
-                    "members": [_without_defaults(member, group.size) for member in group.members],
-                    "taps": [_without_defaults(site, group.size) for site in group.taps],
-                    **({"within": list(group.within)} if group.within else {}),
-                    **({} if group.scalable else {"scalable": False}),
-                }
-                for group in self.groups
-            ],
-            "frozen": [asdict(axis) for axis in self.frozen],
-            "stops": [{key: _as_list(value) for key, value in asdict(stop).items()} for stop in self.stops],
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-        }
+        from taskatlas.merge.axis_file import as_plain
+
+        return as_plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AxisGroups":
         """Groups given by hand, or read from JSON; a member needs ``tensor`` and ``axis``, the rest has defaults.
+
+        ``checked`` tells whether they are right.
 
         Raises:
             BadInput: a key is missing or a value is of another type.
@@ -297,23 +295,9 @@ class AxisGroups:
             >>> AxisGroups.from_dict({"groups": [hidden]})["hidden"]
             Group(hidden, 8 units, 2 axes, 0 taps)
         """
-        try:
-            return cls(
-                groups=tuple(_read_group(group) for group in values["groups"]),
-                frozen=tuple(FrozenAxis(**axis) for axis in values.get("frozen", ())),
-                stops=tuple(
-                    Stop(**{key: tuple(value) if key != "place" else value for key, value in stop.items()})
-                    for stop in values.get("stops", ())
-                ),
-                shapes={name: tuple(shape) for name, shape in values.get("shapes", {}).items()},
-            )
-        except BadInput:
-            raise
-        except Exception as error:  # whatever a hand-written file can hold
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise BadInput(
-                f"these are no axis groups ({said}). Every group needs a name, a size and members with tensor and axis."
-            ) from error
+        from taskatlas.merge.axis_file import from_plain
+
+        return from_plain(values)
 
     def save(self, path: Path | str) -> None:
         """Writes JSON.
@@ -390,52 +374,6 @@ def _check_group(group: Group, by_name: Mapping[str, Group], shapes: Mapping[str
             raise BadInput(f"group {group.name!r}: the role of {member.tensor} is {member.role!r}; out, in or both.")
     if group.within is not None and group.within[0] not in by_name:
         raise BadInput(f"group {group.name!r} lies within {group.within[0]!r}, which is not there.")
-
-
-def _without_defaults(member: Member | Site, size: int) -> dict[str, Any]:
-    """A member or site as plain values; what every plain axis has is left out."""
-    values = {key: value for key, value in vars(member).items() if key != "layout" and value is not None}
-    if values.get("role") == "out":
-        del values["role"]
-    if "only" in values:
-        values["only"] = list(values["only"])
-    if member.layout.units != Layout.plain(size).units:
-        values["units"] = [list(unit) for unit in member.layout.units]
-    if member.layout.copies:
-        values["copies"] = [list(copy) for copy in member.layout.copies]
-    return values
-
-
-def _read_group(values: Mapping[str, Any]) -> Group:
-    size, within = int(values["size"]), values.get("within")
-    return Group(
-        name=str(values["name"]),
-        size=size,
-        members=tuple(
-            Member(
-                tensor=str(member["tensor"]),
-                axis=int(member["axis"]),
-                layout=_read_layout(member, size),
-                role=member.get("role", "out"),
-                only=tuple(member["only"]) if "only" in member else None,
-            )
-            for member in values["members"]
-        ),
-        taps=tuple(
-            Site(str(site["place"]), int(site["axis"]), _read_layout(site, size)) for site in values.get("taps", ())
-        ),
-        within=None if within is None else (str(within[0]), int(within[1])),
-        scalable=bool(values.get("scalable", True)),
-    )
-
-
-def _read_layout(values: Mapping[str, Any], size: int) -> Layout:
-    units = tuple((int(start), int(stop), int(step)) for start, stop, step in values.get("units", [[0, size, 1]]))
-    return Layout(units, tuple((int(count), int(stride)) for count, stride in values.get("copies", ())))
-
-
-def _as_list(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:

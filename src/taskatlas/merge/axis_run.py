@@ -92,8 +92,8 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 def generic_weights(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """Random weights in place of a module's, so that no zero, no one and no symmetry hides a mistake.
 
-    Matrices and kernels are normal with variance 1 / fan-in; vectors are uniform in [0.5, 1.5], with any sign where they
-    are parameters; tied weights stay tied, and buffers that the state dict leaves out are kept.
+    Matrices and kernels are normal with variance 1 / fan-in; vectors are uniform in [0.5, 1.5], with any sign where
+    they are parameters; tied weights stay tied, and buffers that the state dict leaves out are kept.
     """
     generator = torch.Generator().manual_seed(seed)
     own, kept = tensors_of(module), module.state_dict().keys()
@@ -117,8 +117,8 @@ def watch(
     seen: dict[str, Seen] = {}
     calls: dict[str, int] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+    def after(name: str) -> Callable[..., None]:
+        def note(_: nn.Module, __: Any, output: Any) -> None:
             given = first_tensor(output)
             if given is not None:
                 seen[name] = look(name, given)
@@ -138,7 +138,7 @@ def watch(
     for name, module in call.module.named_modules():
         if name:
             hooks.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            hooks.append(module.register_forward_hook(hook(name), with_kwargs=True))
+            hooks.append(module.register_forward_hook(after(name)))
     try:
         outputs = call.run(weights)
     finally:

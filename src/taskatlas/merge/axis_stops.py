@@ -13,8 +13,8 @@ def stops(
 ) -> Iterator[Stop]:
     """The cuts that have a name, in the order of the graph, each with the weights on its two sides.
 
-    What is made of inputs alone (masks, positions) does not count as crossing a cut, since a head can make it again; nor
-    does what is made of weights alone.
+    What is made of inputs alone (masks, positions) does not count as crossing a cut, since a head can make it again;
+    nor does what is made of weights alone.
 
     Args:
         graph: of the network.
@@ -35,14 +35,14 @@ def stops(
         named[node].append(place)
     told: set[Node] = set()
     crossing: set[Node] = set()
-    for place, node in enumerate(nodes):
-        crossing = {other for other in (*crossing, node) if last_use.get(other, -1) > place}
+    for now, node in enumerate(nodes):
+        crossing = {other for other in (*crossing, node) if last_use.get(other, -1) > now}
         if len(crossing) != 1 or crossing <= told:
             continue
         told |= crossing
         known = sorted(named[next(iter(crossing))], key=lambda name: (":" in name, name.count("."), len(name)))
-        trunk = tuple(name for name, here in uses.items() if here and min(here) <= place)
-        rest = tuple(name for name, here in uses.items() if here and max(here) > place)
+        trunk = tuple(name for name, here in uses.items() if here and min(here) <= now)
+        rest = tuple(name for name, here in uses.items() if here and max(here) > now)
         if known and trunk and rest:
             yield Stop(known[0], tuple(known[1:]), trunk, rest)
 

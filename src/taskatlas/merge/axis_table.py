@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 def table(groups: AxisGroups) -> str:
     """One line a group, groups within equal blocks on one line, then what stays and why.
 
-    Members read ``tensor[axis]``; ``×49`` says that a unit has 49 positions there, ``8:24`` where its units begin and end.
+    Members read ``tensor[axis]``; ``×3`` says that the group lies three times along that axis.
     """
     rows = [("group", "size", "axes that move together", "seen at")]
     for _, members in groupby(groups, key=lambda group: (_stem(group.name), group.size, _outer(group))):
@@ -23,8 +24,8 @@ def table(groups: AxisGroups) -> str:
             (
                 "  " * _depth(groups, family[0]) + name,
                 f"{len(family)} × {family[0].size}" if many else str(family[0].size),
-                _some([_member(member.tensor, member.axis) for member in family[0].members], 3),
-                _some([site.place for site in family[0].taps], 2),
+                _some(_counted([_member(member.tensor, member.axis) for member in family[0].members]), 3),
+                _some(_counted([site.place for site in family[0].taps]), 2),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -44,7 +45,7 @@ def table(groups: AxisGroups) -> str:
 
 
 def _stem(name: str) -> str:
-    return name.split("[")[0]
+    return name.split("[", maxsplit=1)[0]
 
 
 def _outer(group: Group) -> str | None:
@@ -57,6 +58,10 @@ def _depth(groups: AxisGroups, group: Group) -> int:
 
 def _member(tensor: str, axis: int) -> str:
     return f"{tensor}[{axis}]"
+
+
+def _counted(names: list[str]) -> list[str]:
+    return [name if count == 1 else f"{name} ×{count}" for name, count in Counter(names).items()]
 
 
 def _reason(axis: FrozenAxis) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from taskatlas.merge.axes import Axis, cases, fixed, free, freeze, leaves, merge_cases, stray_cases
-from taskatlas.merge.axis_rules import Step, Traced, rule_of
+from taskatlas.merge.axis_rules import rule_of
+from taskatlas.merge.axis_step import Step, Traced
 
 Side = Literal["out", "in"]
 
@@ -36,11 +37,15 @@ def follow(graph: Graph, names: Mapping[str, str], still: Mapping[str, str], out
         outputs: names of the results, in order.
     """
     trace, refilled, live = Trace(), _refilled(graph), _live(graph)
+    unused = set(names.values()) - {names[node.name] for node in live if node.name in names}
     results: dict[Node, Any] = {}
     origins: dict[Node, frozenset[str]] = {}  # of what is made of weights alone
     for node in graph.nodes:
         if node.op == "placeholder":
             results[node] = _placeholder(node, names, still, trace)
+            if names.get(node.name) in unused:
+                for axis in results[node].axes:
+                    freeze(axis, "the forward pass does not use it")
             if node.name in names and isinstance(results[node], Traced):
                 origins[node] = frozenset({names[node.name]})
         elif node.op == "output":
@@ -59,7 +64,7 @@ def follow(graph: Graph, names: Mapping[str, str], still: Mapping[str, str], out
 
 
 def source_line(node: Node) -> str:
-    """The line of the network's code in which an operation stands, as ``model.py:12: return x + y``; empty if unknown."""
+    """The line of the network's code in which an operation stands, as ``model.py:12: return x + y``; else empty."""
     lines = (node.meta.get("stack_trace") or "").strip().splitlines()
     for place, line in reversed(list(enumerate(lines))):
         if line.strip().startswith('File "') and not is_ours(line):
