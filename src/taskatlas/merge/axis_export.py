@@ -171,6 +171,8 @@ def _places(program: ExportedProgram, fingerprints: Mapping[Node, str], seen: Ma
     for place, print_ in seen.items():
         name, is_input = place.removesuffix(":input"), place.endswith(":input")
         own = inside.get(name, [])
+        if not own and not is_input and print_ == seen.get(f"{name}:input"):
+            continue  # a module that does nothing says nothing that its input does not
         fitting = [
             node for node in makers[print_] if not own or (when[node] < own[0] if is_input else when[node] in own)
         ]

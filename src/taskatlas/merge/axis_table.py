@@ -36,9 +36,8 @@ def table(groups: AxisGroups) -> str:
     ]
     if groups.frozen:
         lines += ["", "stays"]
-        by_reason = sorted(groups.frozen, key=_reason)
-        for reason, axes in groupby(by_reason, key=_reason):
-            lines.append(f"  {reason}: {_some([_member(axis.tensor, axis.axis) for axis in axes], 4)}")
+        for why, axes in groupby(sorted(groups.frozen, key=lambda axis: axis.why), key=lambda axis: axis.why):
+            lines.append(f"  {why}{_reason(list(axes))}")
     if groups.stops:
         lines += ["", f"legal stops: {_some([stop.place for stop in groups.stops], 12)}"]
     return "\n".join(lines)
@@ -64,8 +63,10 @@ def _counted(names: list[str]) -> list[str]:
     return [name if count == 1 else f"{name} ×{count}" for name, count in Counter(names).items()]
 
 
-def _reason(axis: FrozenAxis) -> str:
-    return axis.why + (f" ({axis.where})" if axis.where else "")
+def _reason(axes: list[FrozenAxis]) -> str:
+    lines = [where for where in dict.fromkeys(axis.where for axis in axes) if where]
+    where = f" ({lines[0]}{' and elsewhere' if len(lines) > 1 else ''})" if lines else ""
+    return f"{where}: {_some([_member(axis.tensor, axis.axis) for axis in axes], 4)}"
 
 
 def _some(names: list[str], most: int) -> str:
