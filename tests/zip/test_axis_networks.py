@@ -366,10 +366,12 @@ def test_a_network_that_insists_on_its_precision_is_checked_in_it():
     assert families(AxisGroups.of(Single(), networks.WORDS)) == {"one": 8}
 
 
-def test_a_shape_that_a_rule_gets_wrong_does_not_pass(monkeypatch):
-    monkeypatch.setattr(axis_rules, "RULE_OF", {**axis_rules.RULE_OF, "relu": lambda step, input: input.axes[::-1]})
-    with pytest.raises(AssertionError, match="relu"):
-        AxisGroups.of(networks.mlp(), networks.WORDS)
+@pytest.mark.parametrize("wrong", [lambda step, input: input.axes[:1], lambda step: ()])
+def test_a_rule_that_does_not_fit_freezes_what_it_touches(monkeypatch, wrong):
+    monkeypatch.setattr(axis_rules, "RULE_OF", {**axis_rules.RULE_OF, "relu": wrong})
+    groups = AxisGroups.of(networks.mlp(), networks.WORDS)
+    assert families(groups) == {"2": 7}
+    assert frozen(groups)["0.weight", 0].why == "relu is not understood"
 
 
 def test_groups_given_by_hand_are_checked():

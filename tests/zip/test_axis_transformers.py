@@ -266,10 +266,13 @@ def test_rotary_embeddings_say_why_contents_stay():
 
 
 def test_outputs_that_do_not_count_leave_their_stream_free():
-    module, inputs = t5()
-    every = AxisGroups.of(module, inputs)
-    assert "shared" not in {group.name for group in every}
-    assert any("encoder_last_hidden_state" in axis.why for axis in every.frozen)
+    config = transformers.BertConfig(**SIZES | {"num_hidden_layers": 1}, vocab_size=50, max_position_embeddings=16)
+    module, stream = transformers.BertModel(config), "embeddings.word_embeddings"
+    every = AxisGroups.of(module, {"input_ids": WORDS})
+    assert stream not in {group.name for group in every}
+    assert any("last_hidden_state" in axis.why for axis in every.frozen)
+    pooled = AxisGroups.of(module, {"input_ids": WORDS}, outputs=["pooler_output"])
+    assert pooled[stream].size == 32
 
 
 def test_stops_of_a_transformer_are_its_blocks():

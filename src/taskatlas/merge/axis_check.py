@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from taskatlas.engine import track
 from taskatlas.errors import WorkFailed
-from taskatlas.merge.axis_groups import AxisGroups, FrozenAxis, Group, Permutations, reordered
+from taskatlas.merge.axis_groups import AxisGroups, FrozenAxis, Group, Permutations
+from taskatlas.merge.axis_permute import reordered
 from taskatlas.merge.axis_run import Call, Weights, watch
 
 TOLERANCE = 1e-5  # relative to the largest value; rounding in float64 stays far below, also where parts run in float32
@@ -84,13 +84,18 @@ def _statistics(tensor: Tensor, axis: int) -> Tensor:
 def _failing(
     groups: AxisGroups, call: Call, weights: Weights, before: Mapping[str, Tensor], tolerance: float
 ) -> list[Group]:
-    """The groups that change the outputs when they move alone."""
-    failing = []
+    """The groups that change the outputs when they move alone, found by halving those among which one does."""
     permutations = groups.random_permutations(seed=0)
-    for group in track(groups.groups, "checking axis groups one by one"):
-        after = call.run(groups.permute(weights, {group.name: permutations[group.name]}))
-        if not _same(before, after, tolerance):
-            failing.append(group)
+    failing, suspects = [], [list(groups)]
+    while suspects:
+        some = suspects.pop()
+        after = call.run(groups.permute(weights, {group.name: permutations[group.name] for group in some}))
+        if _same(before, after, tolerance):
+            continue
+        if len(some) == 1:
+            failing += some
+        else:
+            suspects += [some[: len(some) // 2], some[len(some) // 2 :]]
     return failing
 
 

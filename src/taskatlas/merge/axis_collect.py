@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from taskatlas.merge.axes import Axis, chooser, choosers, chooses, factors, leaves
-from taskatlas.merge.axis_groups import FrozenAxis, Group, Layout, Member, Role, Site
+from taskatlas.merge.axis_groups import FrozenAxis, Group, Layout, Member, Only, Role, Site
 from taskatlas.merge.axis_step import Axes
 from taskatlas.merge.axis_trace import Trace
 
-Only = tuple[int, int, int, int]
 Term = tuple[int, tuple[tuple[Axis, int], ...]]  # start of a part; its leaves and their strides
 
 
@@ -107,7 +106,7 @@ def collect(
     return groups, _frozen(trace)
 
 
-def _spread(axis: Axis, indices: Mapping[int, int] | None = None) -> list[Term]:
+def spread(axis: Axis, indices: Mapping[int, int] | None = None) -> list[Term]:
     """The parts of an axis with their places: for each end-to-end part its start, and its (leaf, stride) pairs.
 
     Args:
@@ -123,11 +122,11 @@ def _spread(axis: Axis, indices: Mapping[int, int] | None = None) -> list[Term]:
     if axis.kind == "sum":
         starts, start = [], 0
         for part in axis.parts:
-            starts += [(start + inner, places) for inner, places in _spread(part, indices)]
+            starts += [(start + inner, places) for inner, places in spread(part, indices)]
             start += part.size
         return starts
     if axis.kind == "cases":
-        return _spread(axis.parts[indices.get(id(chooser(axis)), 0)], indices)
+        return spread(axis.parts[indices.get(id(chooser(axis)), 0)], indices)
     return [(0, ((axis, 1),))] if axis.size > 1 else [(0, ())]
 
 
@@ -144,7 +143,7 @@ def _spread_product(parts: Sequence[Axis], indices: Mapping[int, int]) -> list[T
         ]
     return [
         (outer * inner_size + inner, tuple((leaf, stride * inner_size) for leaf, stride in places) + others)
-        for outer, places in _spread(first, indices)
+        for outer, places in spread(first, indices)
         for inner, others in _spread_product(rest, indices)
     ]
 
@@ -155,7 +154,7 @@ def _spots(number: int, axes: Axes) -> list[Spot]:
     positions = {over for axis in axes for over in choosers(axis)}
     for index in itertools.product(*(range(position.size) for position in positions)):
         indices = {id(position): place for position, place in zip(positions, index, strict=True)}
-        parts = [_spread(axis, indices) for axis in axes]
+        parts = [spread(axis, indices) for axis in axes]
         for axis, terms in enumerate(parts):
             across = tuple(
                 (leaf, other, axes[other].size, stride)
@@ -252,8 +251,7 @@ def _layouts(
             spot = together[0]
             shift = sum(index[leaf] * stride for leaf, stride in spot.beside if leaf in index)
             units = tuple(
-                (one.start + shift, one.start + shift + one.stride * one.leaf.size, one.stride)
-                for one in sorted(together, key=lambda one: one.start)
+                (one.start + shift, one.start + shift + one.stride * one.leaf.size, one.stride) for one in together
             )
             copies = tuple((leaf.size, stride) for leaf, stride in spot.beside if leaf not in index)
             yield (spot.tensor, spot.axis), Layout(units, copies), _only(spot, index)
@@ -295,7 +293,7 @@ def _frozen(trace: Trace) -> list[FrozenAxis]:
     counts: Counter[tuple[str, int, str, str]] = Counter()
     for name, traced in trace.parameters.items():
         for place, axis in enumerate(traced.axes):
-            for _, parts in _spread(axis):
+            for _, parts in spread(axis):
                 still = [leaf for leaf, _ in parts if leaf.kind == "fixed"]
                 if still:
                     inside = "" if len(still) == len(parts) else "inside its units, "

@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from taskatlas.errors import BadInput
@@ -40,7 +39,9 @@ from taskatlas.store import atomic_write, digest
 
 Role = Literal["out", "in", "both"]
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
-Permutations = Mapping[str, Int[np.ndarray, " size"]]
+Only = tuple[int, int, int, int]  # a slice of another axis: (axis, start, stop, step)
+Order = Integer[np.ndarray, " _"]
+Permutations = Mapping[str, Order]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,23 @@ class Layout:
         """The whole axis, unit after unit."""
         return cls(((0, size, 1),))
 
+    def __post_init__(self) -> None:
+        if any(start < 0 or stop <= start or step < 1 for start, stop, step in self.units) or not self.units:
+            raise BadInput(
+                f"{self.units} lays out no units; give ranges [start, stop, step] that go up from 0 or more."
+            )
+        if any(count < 1 or stride < 1 for count, stride in self.copies):
+            raise BadInput(f"{self.copies} are no copies; give pairs [count, stride] of 1 or more.")
+
     def __len__(self) -> int:
         return sum(len(range(*unit)) for unit in self.units)
 
-    def index(self) -> Int[np.ndarray, "size copies"]:
+    @property
+    def end(self) -> int:
+        """One more than the last position."""
+        return max(range(*unit)[-1] for unit in self.units) + sum((n - 1) * stride for n, stride in self.copies) + 1
+
+    def index(self) -> Integer[np.ndarray, "size copies"]:
         """Positions along the axis: row u those of unit u."""
         positions = np.concatenate([np.arange(*unit) for unit in self.units])[:, None]
         for count, stride in self.copies:
@@ -83,7 +97,7 @@ class Member:
     axis: int
     layout: Layout
     role: Role = "out"
-    only: tuple[int, int, int, int] | None = None  # (other axis, start, stop, step)
+    only: Only | None = None
 
 
 @dataclass(frozen=True)
@@ -218,8 +232,9 @@ class AxisGroups:
 
     @property
     def digest(self) -> str:
-        """Digest of groups, frozen axes and stops."""
-        return digest(self.to_dict())
+        """Digest of the groups and of the shapes they are for."""
+        values = self.to_dict()
+        return digest(values["groups"], values["shapes"])
 
     def at(self, place: str) -> list[tuple[Group, Site]]:
         """The groups that can be seen at a place, with the axis and layout that they have there."""
@@ -237,7 +252,7 @@ class AxisGroups:
         legal = _listed([stop.place for stop in self.stops])
         raise BadInput(f"{place!r} is no legal stop: no single tensor cuts the network there. Choose one of: {legal}.")
 
-    def random_permutations(self, seed: int) -> dict[str, Int[np.ndarray, " size"]]:
+    def random_permutations(self, seed: int) -> dict[str, Order]:
         """A random permutation for every group, none of them (where size > 1) the identity."""
         generator = np.random.default_rng(seed)
         return {group.name: _moving_permutation(group.size, generator) for group in self.groups}
@@ -255,24 +270,9 @@ class AxisGroups:
         Raises:
             BadInput: an unknown group, an array that is no permutation, a tensor that is missing or of another shape.
         """
-        moved = dict(state_dict)
-        for name, permutation in permutations.items():
-            size = self[name].size
-            if not np.array_equal(np.sort(permutation), np.arange(size)):
-                raise BadInput(f"the array for group {name!r} is no permutation of its {size} units.")
-        orders: dict[tuple[str, int], Int[np.ndarray, " length"]] = {}
-        for group in sorted((self[name] for name in permutations), key=self.depth, reverse=True):  # inner ones first
-            for member in group.members:
-                tensor = self._tensor(moved, member)
-                order = reordered(tensor.shape[member.axis], member.layout, permutations[group.name])
-                if member.only is not None:
-                    moved[member.tensor] = _moved_in_part(tensor, member.axis, order, member.only)
-                    continue
-                before = orders.get((member.tensor, member.axis))
-                orders[member.tensor, member.axis] = order if before is None else before[order]
-        for (name, axis), order in orders.items():
-            moved[name] = moved[name].index_select(axis, torch.from_numpy(order).to(moved[name].device))
-        return moved
+        from taskatlas.merge.axis_permute import permuted
+
+        return permuted(self, state_dict, permutations)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the JSON file has them."""
@@ -328,33 +328,8 @@ class AxisGroups:
         """How many groups a group lies within."""
         return 0 if group.within is None else 1 + self.depth(self[group.within[0]])
 
-    def _tensor(self, state_dict: Mapping[str, Tensor], member: Member) -> Tensor:
-        if member.tensor not in state_dict:
-            raise BadInput(f"the state dict has no tensor {member.tensor!r}. Is it of the same architecture?")
-        tensor, shape = state_dict[member.tensor], self.shapes.get(member.tensor)
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise BadInput(f"{member.tensor} has shape {tuple(tensor.shape)}, but the groups are for {shape}.")
-        return tensor
 
-
-def reordered(length: int, layout: Layout, permutation: Int[np.ndarray, " size"]) -> Int[np.ndarray, " length"]:
-    """The order of an axis's positions once the units that are laid out on it have been permuted."""
-    positions, order = layout.index(), np.arange(length)
-    order[positions] = positions[permutation]
-    return order
-
-
-def _moved_in_part(
-    tensor: Tensor, axis: int, order: Int[np.ndarray, " length"], only: tuple[int, int, int, int]
-) -> Tensor:
-    other, *part = only
-    rows = (slice(None),) * other + (slice(*part),)
-    result = tensor.clone()
-    result[rows] = tensor[rows].index_select(axis, torch.from_numpy(order).to(tensor.device))
-    return result
-
-
-def _moving_permutation(size: int, generator: np.random.Generator) -> Int[np.ndarray, " size"]:
+def _moving_permutation(size: int, generator: np.random.Generator) -> Order:
     """A random order, rolled by one place where chance gave the identity."""
     order = generator.permutation(size)
     return np.roll(order, 1) if np.array_equal(order, np.arange(size)) else order
@@ -368,12 +343,24 @@ def _check_group(group: Group, by_name: Mapping[str, Group], shapes: Mapping[str
                 f"group {group.name!r} has {group.size} units, but {member.tensor} axis {member.axis} lays out "
                 f"{len(member.layout)}."
             )
-        if shape is not None and not 0 <= member.axis < len(shape):
-            raise BadInput(f"group {group.name!r}: {member.tensor} has {len(shape)} axes, so none is {member.axis}.")
+        if member.axis < 0 or (shape is not None and member.axis >= len(shape)):
+            raise BadInput(f"group {group.name!r}: {member.tensor} has no axis {member.axis}; count from 0.")
+        if shape is not None and member.layout.end > shape[member.axis]:
+            raise BadInput(
+                f"group {group.name!r} reaches position {member.layout.end - 1} of {member.tensor} axis {member.axis}, "
+                f"which has {shape[member.axis]}."
+            )
         if member.role not in ("out", "in", "both"):
             raise BadInput(f"group {group.name!r}: the role of {member.tensor} is {member.role!r}; out, in or both.")
-    if group.within is not None and group.within[0] not in by_name:
-        raise BadInput(f"group {group.name!r} lies within {group.within[0]!r}, which is not there.")
+    outer, passed = group, {group.name}
+    while outer.within is not None:
+        name, unit = outer.within
+        if name not in by_name or not 0 <= unit < by_name[name].size:
+            raise BadInput(f"group {outer.name!r} lies within unit {unit} of {name!r}, which is not there.")
+        if name in passed:
+            raise BadInput(f"group {group.name!r} lies within itself.")
+        outer = by_name[name]
+        passed.add(name)
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:

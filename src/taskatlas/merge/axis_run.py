@@ -1,6 +1,6 @@
 """Running a module on an example with weights of one's choice, and looking at what its submodules take and give."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ class Call:
     def of(cls, module: nn.Module, example: Example, outputs: Sequence[str] | None) -> "Call":
         """An example as arguments: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
         keep = None if outputs is None else tuple(outputs)
+        example = _in_precision_of(module.parameters(), example)
         if isinstance(example, Tensor):
             return cls(module, (example,), {}, keep)
         if isinstance(example, Mapping):
@@ -38,12 +39,7 @@ class Call:
 
     def run(self, weights: Weights) -> dict[str, Tensor]:
         """The outputs that count, by name, with these weights; float inputs follow the weights' precision."""
-        precision = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), None)
-
-        def fitting(value: Any) -> Any:
-            return value.to(precision) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        arguments, keywords = tree_map(fitting, (self.arguments, self.keywords))
+        arguments, keywords = _in_precision_of(weights.values(), (self.arguments, self.keywords))
         own = {name: weights[name] for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
         with slow_attention():
             return self.named(functional_call(self.module, own, arguments, keywords))
@@ -156,6 +152,14 @@ def first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, tuple | list):
         return next((found for item in value if (found := first_tensor(item)) is not None), None)
     return None
+
+
+def _in_precision_of(weights: Iterable[Tensor], values: Any) -> Any:
+    """The values, floats among them in the precision of the first float weight."""
+    precision = next((tensor.dtype for tensor in weights if tensor.is_floating_point()), None)
+    return tree_map(
+        lambda value: value.to(precision) if isinstance(value, Tensor) and value.is_floating_point() else value, values
+    )
 
 
 def _generic(tensor: Tensor, generator: torch.Generator) -> Tensor:

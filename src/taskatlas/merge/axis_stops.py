@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch.fx import Graph, Node
 
 from taskatlas.merge.axis_groups import Stop
+from taskatlas.merge.axis_trace import live_nodes
 
 
 def stops(
@@ -22,14 +23,16 @@ def stops(
         names: of the placeholders that are weights, their names in the state dict.
         twins: the other names of tied weights.
     """
-    nodes = list(graph.nodes)
+    live = live_nodes(graph)
+    nodes = [node for node in graph.nodes if node in live]
     when = {node: place for place, node in enumerate(nodes)}
-    last_use = {node: max((when[user] for user in node.users), default=-1) for node in _hidden(nodes, names)}
+    users = {node: [when[user] for user in node.users if user in live] for node in nodes}
+    last_use = {node: max(users[node], default=-1) for node in _hidden(nodes, names)}
     uses: dict[str, list[int]] = defaultdict(list)
     for node in nodes:
         if node.name in names:
             for name in (names[node.name], *twins.get(names[node.name], ())):
-                uses[name] += [when[user] for user in node.users]
+                uses[name] += users[node]
     named: dict[Node, list[str]] = defaultdict(list)
     for place, node in places.items():
         named[node].append(place)

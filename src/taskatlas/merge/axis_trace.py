@@ -8,9 +8,9 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from taskatlas.merge.axes import Axis, cases, fixed, free, freeze, leaves, merge_cases, stray_cases
+from taskatlas.merge.axes import Axis, Mismatch, cases, fixed, free, freeze, leaves, merge_cases, stray_cases
 from taskatlas.merge.axis_rules import rule_of
-from taskatlas.merge.axis_step import Step, Traced
+from taskatlas.merge.axis_step import Result, Step, Traced, unknown
 
 Side = Literal["out", "in"]
 
@@ -36,7 +36,7 @@ def follow(graph: Graph, names: Mapping[str, str], still: Mapping[str, str], out
         still: of the other placeholders, why their axes do not move.
         outputs: names of the results, in order.
     """
-    trace, refilled, live = Trace(), _refilled(graph), _live(graph)
+    trace, refilled, live = Trace(), _refilled(graph), live_nodes(graph)
     unused = set(names.values()) - {names[node.name] for node in live if node.name in names}
     results: dict[Node, Any] = {}
     origins: dict[Node, frozenset[str]] = {}  # of what is made of weights alone
@@ -61,6 +61,15 @@ def follow(graph: Graph, names: Mapping[str, str], still: Mapping[str, str], out
         if isinstance(results.get(node), Traced):
             trace.values[node] = results[node]
     return trace
+
+
+def live_nodes(graph: Graph) -> set[Node]:
+    """What the outputs depend on: a tensor may be made for its shape alone."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in live or any(base in live for base in _written(node)):
+            live.update((node, *node.all_input_nodes))
+    return live
 
 
 def source_line(node: Node) -> str:
@@ -119,21 +128,29 @@ def _always_with(leaf: Axis, position: Axis, trace: Trace) -> bool:
 
 def _result(step: Step, node: Node, results: Mapping[Node, Any]) -> Any:
     arguments = _bound(node, results)
-    axes = rule_of(node.target)(step, **arguments)
+    try:
+        found = _settled(step, rule_of(node.target)(step, **arguments))
+    except Exception:  # an overload with arguments that its rule does not know, or axes that do not fit
+        found = _settled(step, unknown(step, **arguments))
     value = node.meta.get("val")
     if isinstance(value, Tensor):
-        return _settled(step, axes, tuple(value.shape))
-    if isinstance(value, list | tuple):
-        return [_settled(step, part, tuple(shape.shape)) for part, shape in zip(axes, _tensors(value), strict=False)]
-    return value
+        return found[0]
+    return found if isinstance(value, list | tuple) else value
 
 
-def _settled(step: Step, axes: Any, shape: tuple[int, ...]) -> Traced:
-    """The result as it is kept. A rule that gets a shape wrong is a defect, and it must not pass unseen."""
-    assert tuple(axis.size for axis in axes) == shape, f"{step.name}: {[axis.size for axis in axes]} is not {shape}"
-    for stray in stray_cases(axes):
-        merge_cases(stray)
-    return Traced(tuple(axes))
+def _settled(step: Step, result: Result) -> list[Traced]:
+    """The results as they are kept, one by one.
+
+    Raises:
+        Mismatch: a rule gets a shape wrong.
+    """
+    every = result if isinstance(result, list) else [result]
+    for axes, shape in zip(every, step.shapes, strict=False):
+        if tuple(axis.size for axis in axes) != shape:
+            raise Mismatch(f"{step.name} gives {shape} rather than {[axis.size for axis in axes]}")
+        for stray in stray_cases(axes):
+            merge_cases(stray)
+    return [Traced(axes) for axes in every]
 
 
 def _bound(node: Node, results: Mapping[Node, Any]) -> dict[str, Any]:
@@ -184,15 +201,6 @@ def _note_sides(
                     trace.sides.setdefault((name, place), set()).add(side)
 
 
-def _live(graph: Graph) -> set[Node]:
-    """What the outputs depend on: a tensor may be made for its shape alone."""
-    live: set[Node] = set()
-    for node in reversed(graph.nodes):
-        if node.op == "output" or node in live or any(base in live for base in _written(node)):
-            live.update((node, *node.all_input_nodes))
-    return live
-
-
 def _written(node: Node) -> Iterator[Node]:
     """The tensors that an operation writes into, itself or through a view."""
     for argument, value in zip(_arguments(node), node.args, strict=False):
@@ -201,6 +209,7 @@ def _written(node: Node) -> Iterator[Node]:
 
 
 def _refilled(graph: Graph) -> set[Node]:
+    """What a later operation writes into."""
     return {base for node in graph.nodes for base in _written(node)}
 
 
