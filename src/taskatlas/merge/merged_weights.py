@@ -7,14 +7,16 @@ by how many members met on the ``out`` axes. What no group moves is averaged ove
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from taskatlas.merge.aligning import has_groups_within
 from taskatlas.merge.axis_groups import AxisGroups, Member
+from taskatlas.merge.least_squares import Mix
+from taskatlas.merge.linear_operations import along
 from taskatlas.merge.matching import Alignment
 
 StateDict = Mapping[str, Tensor]
@@ -28,12 +30,11 @@ def merged_weights(
     Args:
         state_dicts: of one architecture and width.
         groups: of that architecture.
-        alignments: for some or all groups; the others stay where they are. Groups that have groups within them are
-            moved first, so the alignment of head 3's inside speaks of what stands at place 3 then. Those are
-            permutations.
+        alignments: for some or all groups; the others stay where they are. Groups that have groups within them move
+            first, and are permuted: the alignment of the inside of head 3 speaks of the head that stands at place 3
+            then.
 
     Example:
-        >>> import numpy as np
         >>> hidden = {"name": "hidden", "size": 2, "members": [{"tensor": "up", "axis": 0},
         ...           {"tensor": "down", "axis": 1, "role": "in"}]}
         >>> one = {"up": torch.tensor([[1.0], [2.0]]), "down": torch.tensor([[3.0, 4.0]])}
@@ -43,34 +44,52 @@ def merged_weights(
         {'up': tensor([[1.],
             [2.]]), 'down': tensor([[3., 4.]])}
     """
-    moved = [
-        with_outer_groups_moved(state_dict, groups, alignments, model) for model, state_dict in enumerate(state_dicts)
-    ]
-    inner = [group for group in groups if group.name in alignments and not has_groups_within(group, groups)]
-    members: dict[str, list[tuple[Member, Alignment]]] = {}
-    for group in inner:
+    members = _members(groups, alignments)
+    return {
+        name: _merged([state_dict[name] for state_dict in state_dicts], members.get(name, ()))
+        for name in state_dicts[0]
+    }
+
+
+def mean_of_parents(groups: AxisGroups, alignments: Mapping[str, Alignment]) -> Mix:
+    """What merged units should be: the mean of their members in the parents.
+
+    Returns:
+        A function of (the parents' values, a weight, one of its axes, an axis of the values): that axis of the values
+        has the units that the axis of the weight makes.
+    """
+    members = _members(groups, alignments)
+
+    def mix(values: Sequence[Tensor], name: str, axis: int, where: int) -> Tensor:
+        first = values[0]
+        total, counts = torch.zeros_like(first), first.new_zeros(first.shape[where])
+        for model, value in enumerate(values):
+            moved, count = value, torch.ones_like(counts)
+            for member, alignment in members.get(name, ()):
+                if member.axis == axis and member.only is None:
+                    seen = replace(member, axis=where % first.ndim)
+                    moved = _moved(moved, seen, alignment.places[model])
+                    count = _moved(count, replace(seen, axis=0), alignment.places[model])
+            total += moved
+            counts += count
+        return total / along(counts, first.ndim, where)
+
+    return mix
+
+
+def _members(groups: AxisGroups, alignments: Mapping[str, Alignment]) -> dict[str, list[tuple[Member, Alignment]]]:
+    """By tensor what moves in it, outer groups first."""
+    found: dict[str, list[tuple[Member, Alignment]]] = {}
+    for group in sorted((group for group in groups if group.name in alignments), key=groups.depth):
         for member in group.members:
-            members.setdefault(member.tensor, []).append((member, alignments[group.name]))
-    return {name: _merged([state[name] for state in moved], members.get(name, [])) for name in moved[0]}
-
-
-def with_outer_groups_moved(
-    state_dict: StateDict, groups: AxisGroups, alignments: Mapping[str, Alignment], model: int
-) -> dict[str, Tensor]:
-    """One model's weights with the units of groups that have groups within them at their merged places."""
-    outer = sorted(
-        (group for group in groups if group.name in alignments and has_groups_within(group, groups)), key=groups.depth
-    )
-    moved = dict(state_dict)
-    for group in outer:
-        moved = groups.permute(moved, {group.name: np.argsort(alignments[group.name].places[model])})
-    return moved
+            found.setdefault(member.tensor, []).append((member, alignments[group.name]))
+    return found
 
 
 def _merged(tensors: Sequence[Tensor], members: Sequence[tuple[Member, Alignment]]) -> Tensor:
     if not tensors[0].is_floating_point():
         return tensors[0].clone()
-    total = torch.zeros(tensors[0].shape, dtype=torch.float64, device=tensors[0].device)
+    total = torch.zeros_like(tensors[0], dtype=torch.float64)
     counts = torch.zeros_like(total)
     for model, tensor in enumerate(tensors):
         value, count = tensor.detach().double(), torch.ones_like(total)
@@ -85,17 +104,16 @@ def _merged(tensors: Sequence[Tensor], members: Sequence[tuple[Member, Alignment
 
 def _moved(tensor: Tensor, member: Member, places: Int[np.ndarray, " units"]) -> Tensor:
     """Every unit's slices added up at the unit's place; positions outside the group stay."""
-    region = [slice(None)] * tensor.ndim
+    part: list[slice] = [slice(None)] * tensor.ndim
     if member.only is not None:
-        axis, *part = member.only
-        region[axis] = slice(*part)
+        axis, *limits = member.only
+        part[axis] = slice(*limits)
     positions = member.layout.index()
-    source = tensor[tuple(region)]
-    result = source.clone()
-    slices = source.index_select(member.axis, torch.from_numpy(positions.ravel()).to(tensor.device))
-    where = torch.from_numpy(positions[places].ravel()).to(tensor.device)
-    result.index_fill_(member.axis, torch.from_numpy(positions.ravel()).to(tensor.device), 0)
-    result.index_add_(member.axis, where, slices)
-    whole = tensor.clone()
-    whole[tuple(region)] = result
-    return whole
+    sources = torch.from_numpy(positions.ravel()).to(tensor.device)
+    targets = torch.from_numpy(positions[places].ravel()).to(tensor.device)
+    result = tensor.clone()
+    region = result[tuple(part)]
+    slices = region.index_select(member.axis, sources)
+    region.index_fill_(member.axis, sources, 0)
+    region.index_add_(member.axis, targets, slices)
+    return result

@@ -1,6 +1,6 @@
 """A network as a flat graph of ATen operations without side effects, which can be cut in two and run step by step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -34,7 +34,8 @@ class NetworkGraph:
         >>> x = torch.ones(4, 3)
         >>> graph = NetworkGraph.of(net, x)
         >>> middle = graph.node_at(net, x, "1")
-        >>> bool((graph.after(middle)(graph.until(middle)(x)[0], x)[0] == net(x)).all())
+        >>> trunk, rest = (as_module(part, graph.tensors) for part in (graph.until(middle), graph.after(middle)))
+        >>> bool((rest(*trunk(x), x)[0] == net(x)).all())
         True
     """
 
@@ -83,41 +84,53 @@ class NetworkGraph:
             raise BadInput(f"no value of the network is what can be seen at {place!r}. Choose another stop.")
         return finder.found
 
-    def until(self, node: Node) -> GraphModule:
+    def until(self, node: Node) -> Graph:
         """The part that makes a value: takes the flat inputs, gives the value in a tuple."""
         graph, copies = _copied(self.graph)
         (output,) = graph.find_nodes(op="output")
         output.args = ((copies[node],),)
-        return self._pruned(graph)
+        return _pruned(graph)
 
-    def after(self, node: Node) -> GraphModule:
+    def after(self, node: Node) -> Graph:
         """The part that a value is for: takes it and the flat inputs, gives the flat outputs."""
         graph, copies = _copied(self.graph)
         with graph.inserting_before(next(iter(graph.nodes))):
             merged = graph.placeholder("merged")
         copies[node].replace_all_uses_with(merged)
-        return self._pruned(graph)
+        return _pruned(graph)
 
-    def whole(self) -> GraphModule:
-        """All of it: takes the flat inputs, gives the flat outputs."""
-        return self._pruned(_copied(self.graph)[0])
 
-    def _pruned(self, graph: Graph) -> GraphModule:
-        """The graph without what its output does not need; there are no side effects that could be lost."""
-        needed = set(graph.find_nodes(op="output")) | set(graph.find_nodes(op="placeholder"))
-        for node in reversed(graph.nodes):
-            if node in needed:
-                needed.update(node.all_input_nodes)
-            else:
-                graph.erase_node(node)
-        targets = {str(node.target) for node in graph.find_nodes(op="get_attr")}
-        return GraphModule({name: self.tensors[name] for name in targets}, graph)
+def tensor_names(graph: Graph) -> list[str]:
+    """The tensors that a graph reads, in order."""
+    return [str(node.target) for node in graph.find_nodes(op="get_attr")]
+
+
+def as_module(graph: Graph, tensors: Mapping[str, Tensor], parameters: Container[str] = ()) -> GraphModule:
+    """A graph as a module of its own; those of its tensors that are parameters can be trained.
+
+    The tensors keep their names as attributes, so its state dict is part of the network's.
+    """
+    own = {
+        name: nn.Parameter(tensors[name].clone()) if name in parameters else tensors[name].clone()
+        for name in tensor_names(graph)
+    }
+    return GraphModule(own, graph)
 
 
 def flat_inputs(example: Example) -> list[Any]:
     """One batch as a graph takes it."""
     call = Call.of(nn.Identity(), example, None)
     return list(tree_leaves((call.arguments, call.keywords)))
+
+
+def free_axes(leaves: Sequence[Any], most: int) -> tuple[dict[int, Any] | None, ...]:
+    """For ``torch.export``: of floats the first axis is free, of whole numbers the first ``most``."""
+    return tuple(
+        dict.fromkeys(range(min(leaf.ndim, 1 if leaf.is_floating_point() else most)), Dim.AUTO)
+        if isinstance(leaf, Tensor)
+        else None
+        for leaf in leaves
+    )
 
 
 def seen_at(network: nn.Module, example: Example, places: Sequence[str]) -> dict[str, Tensor]:
@@ -196,13 +209,8 @@ def _exported(network: _Flat, leaves: list[Any]) -> GraphModule:
     """Free are the batch, and the other axes of whole numbers (texts differ in length) where the network allows it."""
 
     def export(most: int) -> GraphModule:
-        free = tuple(
-            dict.fromkeys(range(min(leaf.ndim, 1 if leaf.is_floating_point() else most)), Dim.AUTO)
-            if isinstance(leaf, Tensor)
-            else None
-            for leaf in leaves
-        )
-        program = torch.export.export(network, tuple(leaves), dynamic_shapes=(free,), strict=False)
+        shapes = (free_axes(leaves, most),)
+        program = torch.export.export(network, tuple(leaves), dynamic_shapes=shapes, strict=False)
         module: GraphModule = program.run_decompositions({}).module(check_guards=False)
         return module
 
@@ -215,6 +223,17 @@ def _exported(network: _Flat, leaves: list[Any]) -> GraphModule:
 def _copied(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
     copies: dict[Node, Node] = {}
     fresh = Graph()
-    output = fresh.graph_copy(graph, copies)
-    fresh.output(tuple(output) if isinstance(output, list | tuple) else (output,))
+    results = fresh.graph_copy(graph, copies)
+    fresh.output(tuple(results) if isinstance(results, list | tuple) else (results,))
     return fresh, copies
+
+
+def _pruned(graph: Graph) -> Graph:
+    """The graph without what its output does not need; there are no side effects that could be lost."""
+    needed = {*graph.find_nodes(op="output"), *graph.find_nodes(op="placeholder")}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+        else:
+            graph.erase_node(node)
+    return graph
