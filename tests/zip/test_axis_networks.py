@@ -8,12 +8,15 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.zip import networks
 from torch import nn
 from torch.utils._pytree import tree_map
 
+import taskatlas as ta
 from taskatlas.errors import BadInput
 from taskatlas.merge import axis_rules
 from taskatlas.merge.axis_groups import AxisGroups
@@ -404,6 +407,31 @@ def test_an_example_that_does_not_fit_is_refused():
 def test_an_output_that_is_not_there_is_refused():
     with pytest.raises(BadInput, match="no output 'logits'"):
         AxisGroups.of(networks.mlp(), networks.WORDS, outputs=["logits"])
+
+
+# Real networks
+
+
+def test_the_projection_builder_reads_depth_and_width_from_the_weights(tmp_path):
+    builder = example("cifar_resnet_projection")
+    save_file(builder.ProjectionResNet(2, 8, 5).state_dict(), tmp_path / "net.safetensors")
+    opened = ta.Zoo.open(tmp_path, builder=f"{EXAMPLES / 'cifar_resnet_projection.py'}:build")["net"].open()
+    images = [np.full((32, 32, 3), value, dtype=np.uint8) for value in (0, 255)]
+    assert opened.module(opened.prepare(images)).shape == (2, 5)
+
+
+def test_a_trained_pair_has_the_groups_of_its_architecture(real_input):
+    builder = f"{EXAMPLES / 'cifar_resnet_projection.py'}:build"
+    zoo = ta.Zoo.open(real_input / "zoo" / "cifar5-pairs", builder=builder)
+    images = torch.randn(2, 3, 32, 32)
+    pair = [checkpoint.open().module for checkpoint in zoo.values()]
+    one, two = (AxisGroups.of(module, images) for module in pair)
+    assert one.digest == two.digest
+    assert {"conv1": 32, "layer2.0.conv2": 64, "layer3.0.conv2": 128}.items() <= families(one).items()
+    assert len(one) == 3 + 9
+    other = moved(pair[0], one, one.random_permutations(0))
+    with torch.no_grad():
+        assert difference(pair[0](images), other(images)) < 1e-5
 
 
 # Stops

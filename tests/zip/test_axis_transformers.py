@@ -43,14 +43,15 @@ def llama():
 
 def t5():
     config = transformers.T5Config(
-        vocab_size=50, d_model=32, d_kv=8, num_layers=2, num_decoder_layers=2, num_heads=4, d_ff=48
+        vocab_size=50, d_model=32, d_kv=8, num_layers=2, num_decoder_layers=1, num_heads=4, d_ff=48
     )
     return transformers.T5ForConditionalGeneration(config), {"input_ids": WORDS, "decoder_input_ids": WORDS[:, :5]}
 
 
 def clip():
-    text = {**SIZES, "vocab_size": 50, "max_position_embeddings": 16, "eos_token_id": 49}
-    vision = {**SIZES, "hidden_size": 40, "image_size": 16, "patch_size": 4}
+    sizes = SIZES | {"num_hidden_layers": 1}
+    text = {**sizes, "vocab_size": 50, "max_position_embeddings": 16, "eos_token_id": 49}
+    vision = {**sizes, "hidden_size": 40, "image_size": 16, "patch_size": 4}
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
     return transformers.CLIPModel(config), {"input_ids": WORDS, "pixel_values": IMAGES}
 
@@ -126,16 +127,17 @@ CASES = {
         {
             "shared": 32,
             **{f"{stack}.block.0.layer.0.SelfAttention.q": 4 for stack in ("encoder", "decoder")},
-            **{f"decoder.block.{i}.layer.1.EncDecAttention.q": 4 for i in (0, 1)},
+            "decoder.block.0.layer.1.EncDecAttention.q": 4,
             **{
-                f"{stack}.block.{i}.layer.0.SelfAttention.{part}[]": (4, 8)
-                for stack in ("encoder", "decoder")
-                for i in (0, 1)
+                f"{block}.layer.{attention}.{part}[]": (4, 8)
+                for block, attention in (
+                    *(("encoder.block.0", "0.SelfAttention"), ("encoder.block.1", "0.SelfAttention")),
+                    *(("decoder.block.0", "0.SelfAttention"), ("decoder.block.0", "1.EncDecAttention")),
+                )
                 for part in "qv"
             },
-            **{f"decoder.block.{i}.layer.1.EncDecAttention.{part}[]": (4, 8) for i in (0, 1) for part in "qv"},
             **{f"encoder.block.{i}.layer.1.DenseReluDense.wi": 48 for i in (0, 1)},
-            **{f"decoder.block.{i}.layer.2.DenseReluDense.wi": 48 for i in (0, 1)},
+            "decoder.block.0.layer.2.DenseReluDense.wi": 48,
         },
     ),
     "CLIP": (
@@ -150,7 +152,7 @@ CASES = {
                 for name, size in blocks(
                     [
                         (f"{at}.self_attn.k_proj", f"{at}.self_attn.v_proj", f"{at}.mlp.fc1")
-                        for at in (f"{tower}.encoder.layers.0", f"{tower}.encoder.layers.1")
+                        for at in [f"{tower}.encoder.layers.0"]
                     ],
                     *(4, (4, width), 48),
                 ).items()
@@ -179,12 +181,11 @@ def test_what_theory_says_can_move_is_found(case):
     assert not [axis for axis in groups.frozen if "self-check" in axis.why or "not understood" in axis.why]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_permuting_leaves_outputs_unchanged(case, seed):
+def test_permuting_leaves_outputs_unchanged(case):
     module, inputs, output, _, groups = case
-    module = precise(module, seed)
+    module = precise(module)
     before, _ = run(module, inputs, output)
-    after, _ = run(moved(module, groups, groups.random_permutations(seed)), inputs, output)
+    after, _ = run(moved(module, groups, groups.random_permutations(1)), inputs, output)
     assert difference(before, after) < 1e-5
     assert not torch.equal(before, after)
 

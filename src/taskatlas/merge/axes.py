@@ -121,9 +121,11 @@ def leaves(axis: Axis) -> Iterator[Axis]:
 
 def freeze(axis: Axis, why: str, where: str = "") -> None:
     """Nothing in it may move any more; a blank part has nothing that could."""
-    for leaf in leaves(axis):
-        if leaf.kind == "free":
-            leaf.kind, leaf.why, leaf.where = "fixed", why, where
+    axis = axis.find()
+    for part in axis.parts:
+        freeze(part, why, where)
+    if axis.kind == "free" or (axis.kind == "sum" and not choosers(axis)):  # what cut a sum into parts matters no more
+        axis.kind, axis.parts, axis.why, axis.where = "fixed", (), why, where
 
 
 def join(a: Axis, b: Axis) -> Axis:

@@ -114,9 +114,6 @@ def spread(axis: Axis, indices: Mapping[int, int] | None = None) -> list[Term]:
         indices: the index that is meant of axes that choose among cases, by ``id``.
     """
     axis, indices = axis.find(), indices or {}
-    if axis.kind == "sum" and all(leaf.kind == "fixed" for leaf in leaves(axis)) and not choosers(axis):
-        first = next(leaves(axis))  # what cut it into parts makes no difference any more
-        axis.kind, axis.parts, axis.why, axis.where = "fixed", (), first.why, first.where
     if axis.kind == "product":
         return _spread_product(factors(axis), indices)
     if axis.kind == "sum":

@@ -17,11 +17,11 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from taskatlas.errors import BadInput
+from taskatlas.errors import BadInput, TaskAtlasError
 from taskatlas.merge.axis_check import check
 from taskatlas.merge.axis_collect import collect
 from taskatlas.merge.axis_groups import AxisGroups, Example
-from taskatlas.merge.axis_run import Call, Weights, generic_weights, tensors_of, watch
+from taskatlas.merge.axis_run import Call, Weights, generic_weights, slow_attention, tensors_of, watch
 from taskatlas.merge.axis_stops import stops
 from taskatlas.merge.axis_trace import follow, is_ours
 from taskatlas.probe import quiet
@@ -82,7 +82,7 @@ class _Named(nn.Module):
 
 def _exported(call: Call) -> tuple[ExportedProgram, list[str]]:
     names: list[str] = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), slow_attention():
         warnings.simplefilter("ignore")  # what export would like to be otherwise in somebody's network
         program = torch.export.export(_Named(call, names).eval(), call.arguments, call.keywords, strict=False)
     return program, list(names)
@@ -165,27 +165,25 @@ def _places(program: ExportedProgram, fingerprints: Mapping[Node, str], seen: Ma
         for path, _ in node.meta.get("nn_module_stack", {}).values():
             inside[path.removeprefix(_PREFIX)].append(when[node])
     makers: dict[str, list[Node]] = defaultdict(list)
-    for node, print_ in fingerprints.items():
-        makers[print_].append(node)
+    for node, mark in fingerprints.items():
+        makers[mark].append(node)
     found = {}
-    for place, print_ in seen.items():
+    for place, mark in seen.items():
         name, is_input = place.removesuffix(":input"), place.endswith(":input")
         own = inside.get(name, [])
-        if not own and not is_input and print_ == seen.get(f"{name}:input"):
+        if not own and not is_input and mark == seen.get(f"{name}:input"):
             continue  # a module that does nothing says nothing that its input does not
-        fitting = [
-            node for node in makers[print_] if not own or (when[node] < own[0] if is_input else when[node] in own)
-        ]
-        candidates = fitting or makers[print_]
+        fitting = [node for node in makers[mark] if not own or (when[node] < own[0] if is_input else when[node] in own)]
+        candidates = fitting or makers[mark]
         if candidates:
             found[place] = candidates[-1] if fitting else candidates[0]
     return found
 
 
 def _fingerprint(tensor: Tensor) -> str:
-    content = tensor.detach().cpu().contiguous()
-    state = hashlib.blake2b(f"{content.dtype}{tuple(content.shape)}".encode(), digest_size=16)
-    state.update(content.flatten().view(torch.uint8).numpy().tobytes() if content.numel() else b"")
+    state = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=16)
+    if tensor.numel():
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
@@ -194,7 +192,7 @@ def _told(what: str) -> Iterator[None]:
     """Turns whatever a network raises into a sentence that says which line of its code is meant."""
     try:
         yield
-    except BadInput:
+    except TaskAtlasError:
         raise
     except Exception as error:
         said = str(error).strip().splitlines()

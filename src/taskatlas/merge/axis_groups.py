@@ -154,6 +154,7 @@ class AxisGroups:
     """Which axes of which parameters move together in one network.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> groups = AxisGroups.of(net, torch.zeros(1, 4))
         >>> groups

@@ -49,9 +49,7 @@ class Step:
 
     def still(self, size: int) -> Axis:
         """An axis of the result that does not move."""
-        axis = fixed(size, f"its order matters in {self.name}")
-        axis.where = self.where
-        return axis
+        return fixed(size, f"its order matters in {self.name}", self.where)
 
     def empty(self, size: int) -> Axis:
         """An axis of equal values; what is written into them later decides what it is."""
