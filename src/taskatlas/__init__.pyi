@@ -1,6 +1,8 @@
 from .errors import BadInput, MissingExtra, TaskAtlasError, WorkFailed
 from .merge import (
     AdaMerged,
+    Alignment,
+    AxisGroups,
     MergePlan,
     MergeRecipe,
     MergeResult,
@@ -9,6 +11,7 @@ from .merge import (
     evaluate,
     fisher_merge,
     make_plan,
+    match_features,
     merge_models,
     merge_recipe,
     reestimate_batch_norm,
@@ -60,6 +63,8 @@ from .zoo import Checkpoint, OpenedCheckpoint, Zoo
 
 __all__ = [
     "AdaMerged",
+    "Alignment",
+    "AxisGroups",
     "BadInput",
     "Checkpoint",
     "Embedding",
@@ -101,6 +106,7 @@ __all__ = [
     "make_plan",
     "map_features",
     "map_tasks",
+    "match_features",
     "matrix_cosine",
     "mean_trajectory",
     "merge_models",
