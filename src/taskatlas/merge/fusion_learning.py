@@ -125,12 +125,13 @@ def learn(
                 model.merge(coefficients)
                 logits = network.logits(inputs, model.tensors)
                 mean, marginal = mean_entropy(logits)
+                loss = sampled.share * (mean - diversity * marginal)
             if not math.isfinite(float(mean.detach())):
                 raise WorkFailed(
                     f"the predictions of {network.task!r} became NaN in step {step + 1} of {count}. "
                     f"Try a learning rate below {learning_rate:g}, bound='clamp', or a smaller initial coefficient."
                 )
-            model.backward(sampled.share * (mean - diversity * marginal))
+            model.backward(loss)
             coefficients.backward(model.gradient_of_coefficients(level).to(coefficients))
             entropy[step, sampled.position] = [float(mean.detach()), float(marginal.detach())]
             means[step, sampled.position] = _by_expert(coefficients, alive)

@@ -8,8 +8,9 @@ are C = N coefficients, one for each expert, or C = N T, one for each expert and
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -113,6 +114,18 @@ class Hypernetwork(nn.Module):
         return other
 
 
+def mean_coefficients(hypernetwork: Hypernetwork, features: Float[Tensor, "n d"]) -> Float[np.ndarray, "N *T"]:
+    """The mean coefficients of some samples, in float64.
+
+    Example:
+        >>> mean_coefficients(Hypernetwork(4, (2,), initial=0.5), torch.randn(3, 4))
+        array([0.5, 0.5])
+    """
+    with torch.no_grad():
+        found: np.ndarray = hypernetwork(features.to(hypernetwork.mean)).double().mean(0).cpu().numpy()
+    return found
+
+
 def read_hypernetwork(path: Path | str, experts: int, bound: Bound = "none") -> Hypernetwork:
     """A published hypernetwork: an ``nn.Sequential`` of two linear layers, saved whole or as its tensors.
 
@@ -163,7 +176,7 @@ def _plain_tensors(path: Path) -> dict[str, Tensor]:
     except BadInput as refused:
         if not path.is_file():
             raise
-        allowed = [nn.Sequential, nn.Linear, nn.ReLU, set]
+        allowed: list[Any] = [nn.Sequential, nn.Linear, nn.ReLU, set]
         try:
             with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
                 warnings.simplefilter("ignore")

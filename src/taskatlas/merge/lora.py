@@ -103,7 +103,7 @@ class AdaptedSource:
         return torch.add(tensor.to(dtype), product, alpha=update.scale)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Matrices (rows, r) and (r, columns): their product is a tensor's update, flat behind its first axis; or None."""
+        """Matrices (rows, r) and (r, columns) whose product is a tensor's update, its last axes flat; or None."""
         update = self._plan[0].get(name)
         if update is None:
             return None

@@ -1,9 +1,9 @@
 """Every sample through a network of its own, without making the networks: coefficients mixed layer by layer.
 
 An affine layer is linear in its coefficients, y = x W₀ + Σ_i λ_i (x τ_i), so a batch passes through it at once with
-each sample's own λ. Three forms of the same sum are used, whichever is cheapest: outputs are mixed where a sample has one
-or two positions; where it has many (tokens, pixels), W₀ + Σ_i λ_i τ_i is formed for some rows at a time, for all samples
-in one matrix product, and used at once; low-rank updates stay factors. Nothing of the size of a model is made.
+each sample's own λ. Three forms of the same sum are used, whichever is cheapest. Outputs are mixed where a sample has
+one or two positions. Where it has many (tokens, pixels), W₀ + Σ_i λ_i τ_i is formed for some rows at a time, for all
+samples in one matrix product, and used at once. Low-rank updates stay factors. Nothing as large as a model is made.
 
 Linear, convolution, embedding and normalisation layers are mixed so. Another module with weights of its own is run for
 one sample after the other, with that sample's weights.

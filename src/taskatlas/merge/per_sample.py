@@ -44,7 +44,7 @@ class PerSample:
         >>> _ = torch.manual_seed(0)
         >>> base, a = nn.Linear(2, 3), nn.Linear(2, 3)
         >>> vectors = TaskVectors.of(base, {"a": a})
-        >>> runs = PerSample(TaskNetwork.of("a", base, a, vectors), vectors)
+        >>> runs = PerSample(TaskNetwork.each({"a": base}, vectors)["a"], vectors)
         >>> x = torch.randn(4, 2)
         >>> logits = runs(runs.network.inputs(x), torch.tensor([[0.0], [1.0], [0.5], [1.0]]))
         >>> torch.allclose(logits[1], a(x)[1], atol=1e-6), runs.chosen

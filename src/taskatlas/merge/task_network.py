@@ -9,9 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from taskatlas.errors import BadInput, WorkFailed
-from taskatlas.merge.batch_norm import batch_norms
 from taskatlas.merge.low_rank import Vectors
-from taskatlas.merge.task_vectors import Model
 from taskatlas.merge.unlabelled import Batch, batch_length, call, logits_of, network_inputs
 from taskatlas.zoo.weights import first_line
 
@@ -42,52 +40,24 @@ class TaskNetwork:
     precision: torch.dtype
 
     @classmethod
-    def of(
-        cls,
-        task: str,
-        base: Model,
-        expert: object,
-        vectors: Vectors,
-        head: Head | None = None,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> "TaskNetwork":
-        """The expert's network where it is one, else the base's.
-
-        Args:
-            task: the expert's name.
-            base: a network, or tensors.
-            expert: a network, or anything else.
-            vectors: what is merged.
-            head: see above.
-            statistics: of BatchNorm, in place of those that the vectors keep.
-
-        Raises:
-            BadInput: neither is a network.
-        """
-        network = next((model for model in (expert, base) if isinstance(model, nn.Module)), None)
-        if network is None:
-            raise BadInput(
-                f"there is no network to run task {task!r} with: its expert and the base are tensors by name. "
-                "Give one of them as a module."
-            )
-        device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        precision = vectors.base.dtype
-        kept = {**vectors.fixed, **(statistics or {}), **vectors.own.get(task, {})}
-        moved = {
-            name: value.detach().to(device, precision if value.is_floating_point() else None)
-            for name, value in kept.items()
-        }
-        return cls(task, network, head, moved, precision)
+    def each(
+        cls, networks: Mapping[str, nn.Module], vectors: Vectors, heads: Mapping[str, Head] | None = None
+    ) -> "dict[str, TaskNetwork]":
+        """The network of every task, for what these vectors make; what they keep is on each device once."""
+        fixed: dict[torch.device, dict[str, Tensor]] = {}
+        found = {}
+        for task, network in networks.items():
+            device = _device(network)
+            if device not in fixed:
+                fixed[device] = _moved(vectors.fixed, device, vectors.base.dtype)
+            kept = {**fixed[device], **_moved(vectors.own.get(task, {}), device, vectors.base.dtype)}
+            found[task] = cls(task, network, (heads or {}).get(task), kept, vectors.base.dtype)
+        return found
 
     @property
     def device(self) -> torch.device:
         """Where the network runs."""
-        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
-
-    @property
-    def has_batch_norm(self) -> bool:
-        """Whether a layer keeps running statistics."""
-        return bool(batch_norms(self.network))
+        return _device(self.network)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """A batch as the network takes it, with the start of what a decoder says."""
@@ -138,3 +108,14 @@ def decoder_start(network: nn.Module) -> int | None:
     if start is None:
         raise BadInput("the model's configuration names no decoder_start_token_id. Set it to what it was trained with.")
     return int(start)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+def _moved(tensors: Mapping[str, Tensor], device: torch.device, precision: torch.dtype) -> dict[str, Tensor]:
+    return {
+        name: value.detach().to(device, precision if value.is_floating_point() else None)
+        for name, value in tensors.items()
+    }
