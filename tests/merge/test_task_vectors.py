@@ -11,6 +11,8 @@ from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.flat_model import FlatModel
+from taskatlas.merge.methods import METHODS, merge_tensor
+from taskatlas.merge.operands import Operands
 from taskatlas.merge.task_vectors import TaskVectors, differing
 
 SHAPES = ((), (1,), (0,), (3,), (2, 3), (2, 1, 2))
@@ -277,6 +279,18 @@ def test_trimming_and_election_are_those_of_the_reference(seed, n, density):
     found = vectors.elected(density)
     np.testing.assert_array_equal(found.deltas, reference.trimmed_and_elected(deltas, density).astype(np.float32))
     np.testing.assert_array_equal(vectors.deltas, deltas.astype(np.float32))
+
+
+def test_election_is_that_of_ties():
+    """Half of the method elsewhere: what TIES adds up without a mean."""
+    torch.manual_seed(0)
+    base, experts = torch.randn(50), {name: torch.randn(50) for name in "abc"}
+    vectors = TaskVectors.of({"w": base}, {name: {"w": value} for name, value in experts.items()})
+    parameters = ({"weight": 1.0, "density": 0.3},) * 3
+    how = {"normalize": False, "lambda": 0.5, "scope": "tensor"}
+    operands = Operands("w", tuple(experts), tuple(experts.values()), base, parameters, how)
+    expected = merge_tensor(METHODS["ties"], operands, torch.float32)
+    torch.testing.assert_close(vectors.elected(0.3).merged(torch.full((3,), 0.5)), expected)
 
 
 @pytest.mark.parametrize("density", [0.0, -1.0, 1.1, float("nan")])

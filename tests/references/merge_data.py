@@ -99,12 +99,12 @@ def trimmed_and_elected(deltas: np.ndarray, density: float) -> np.ndarray:
     """TIES on rows: the top share by magnitude, ties kept; then what has the sign of the sum."""
     kept = np.zeros_like(deltas)
     for row, delta in enumerate(deltas):
-        k = max(1, round(density * len(delta)))
+        k = max(1, int(density * len(delta)))
         threshold = sorted(abs(delta), reverse=True)[k - 1]
         kept[row] = np.where(abs(delta) >= threshold, delta, 0)
     elected = kept.copy()
     for column in range(deltas.shape[1]):
-        sign = np.sign(kept[:, column].sum())
+        sign = 1 if kept[:, column].sum() >= 0 else -1
         for row in range(len(deltas)):
             if np.sign(kept[row, column]) == -sign != 0:
                 elected[row, column] = 0

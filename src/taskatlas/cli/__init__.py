@@ -36,6 +36,7 @@ app.command("taskatlas.cli.map:app", name="map", help="Measure how a zoo's tasks
 app.command("taskatlas.cli.select:app", name="select", help="Pick the few checkpoints that cover the rest.")
 app.command("taskatlas.cli.transfer:app", name="transfer", help="Say what a selection is worth on an unseen task.")
 app.command("taskatlas.cli.merge:app", name="merge", help="Merge models by a recipe, in mergekit's YAML.")
+app.command("taskatlas.cli.evaluate:app", name="evaluate", help="Score models on labelled tasks.")
 app.command("taskatlas.cli.report:app", name="report", help="Join a folder's results in one atlas.html.")
 app.command("taskatlas.cli.check:app", name="check", help="Verify that a folder's receipts still hold.")
 

@@ -73,17 +73,17 @@ def magnitudes(piece: Operands) -> Iterator[np.ndarray]:
     return (vector.abs_().numpy() for vector in task_vectors(piece))
 
 
-def least_kept(operands: Operands) -> list[float]:
+def least_kept(operands: Operands, threads: int | None = None) -> list[float]:
     """For each model, the magnitude that its elements must reach to be among the ``density`` largest of the tensor.
 
     A model that brings a ``threshold`` (of ``model_thresholds``) keeps to that.
     """
     if all("threshold" in parameters for parameters in operands.parameters):
         return [parameters["threshold"] for parameters in operands.parameters]
-    return model_thresholds([operands])
+    return model_thresholds([operands], threads)
 
 
-def model_thresholds(tensors: Sequence[Operands]) -> list[float]:
+def model_thresholds(tensors: Sequence[Operands], threads: int | None = None) -> list[float]:
     """For each model, the magnitude of the smallest element that it keeps of all these tensors together.
 
     Of n elements the ⌊density · n⌋ largest are kept, one at least, and any that are as large as the smallest of them.
@@ -92,6 +92,7 @@ def model_thresholds(tensors: Sequence[Operands]) -> list[float]:
 
     Args:
         tensors: with the same models in the same order, and with the densities of the first.
+        threads: as many as torch has where None.
 
     Returns:
         One a model, in the order of ``models``; to be given to each as its parameter ``threshold``.
@@ -102,13 +103,13 @@ def model_thresholds(tensors: Sequence[Operands]) -> list[float]:
         return []
     densities = [parameters["density"] for parameters in tensors[0].parameters]
     ranks = [[how_many(density, total)] if 0 < density < 1 else [] for density in densities]
-    found = kth_largest(tensors, magnitudes, ranks) if any(ranks) else [[] for _ in ranks]
+    found = kth_largest(tensors, magnitudes, ranks, threads) if any(ranks) else [[] for _ in ranks]
     return [
         values[0] if values else 0.0 if density else math.inf for values, density in zip(found, densities, strict=True)
     ]
 
 
-def middle_kept(operands: Operands) -> list[tuple[float, float]]:
+def middle_kept(operands: Operands, threads: int | None = None) -> list[tuple[float, float]]:
     """For each model, the smallest and the largest magnitude that it keeps.
 
     Of n elements the ⌊gamma · n⌋ largest are dropped and, of the others, the ⌊density · n⌋ largest are kept, with any
@@ -120,7 +121,7 @@ def middle_kept(operands: Operands) -> list[tuple[float, float]]:
         dropped = int(min(parameters["gamma"], 1 - parameters["density"]) * total)
         kept = how_many(parameters["density"], total)
         ranks.append([min(total, dropped + kept), dropped + 1])
-    found = kth_largest([operands.flat()], magnitudes, ranks)
+    found = kth_largest([operands.flat()], magnitudes, ranks, threads)
     return [(low, high) for low, high in found]
 
 

@@ -123,22 +123,19 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
     started = time.perf_counter() if started is None else started
     out = Path(out)
     unfinished = out / f"{_UNFINISHED}{plan.digest[:16]}"
-    files = tuple(dict.fromkeys(file for source in plan.sources.values() for file in source.files))
     tokenizer = tokenizer_folder(plan.recipe, plan.sources, plan.config_from)
     kept = 0
-    if _is_finished(plan, out, files):
+    if _is_finished(plan, out):
         shutil.rmtree(unfinished, ignore_errors=True)
     else:
         _check_place(out, unfinished)
-        kept = _make(plan, out, unfinished, files, tokenizer, started)
+        kept = _make(plan, out, unfinished, tokenizer, started)
     return MergeResult(
         out, len(plan.tensors), plan.bytes_read, plan.bytes_written, _peak(), time.perf_counter() - started, kept
     )
 
 
-def _make(
-    plan: MergePlan, out: Path, unfinished: Path, files: Sequence[Path], tokenizer: Path | None, started: float
-) -> int:
+def _make(plan: MergePlan, out: Path, unfinished: Path, tokenizer: Path | None, started: float) -> int:
     """Merges what is not there yet, moves everything into its place, and returns how many shards were there."""
     kept = {shard.name: place for shard in plan.shards if (place := _whole(shard, (unfinished, out))) is not None}
     _check_space(out, [shard for shard in plan.shards if shard.name not in kept])
@@ -153,7 +150,7 @@ def _make(
             with suppress(OSError):
                 out.rmdir()
             raise
-        sources = {file: sampled_digest(file) for file in files}
+        sources = {file: sampled_digest(file) for file in plan.files}
         others = _write_others(plan, unfinished, tokenizer)
         outputs |= {name: file_digest(unfinished / name) for name in others}
         for name in outputs:
@@ -167,7 +164,8 @@ def _make(
             sources={str(file.resolve()): found for file, found in sources.items()},
             seed=plan.seed,
             started=started,
-        ).save(out)
+        ).save(unfinished)
+        (unfinished / RECEIPT).replace(out / RECEIPT)
         shutil.rmtree(unfinished, ignore_errors=True)
     return len(kept)
 
@@ -235,7 +233,7 @@ def _write_others(plan: MergePlan, folder: Path, tokenizer: Path | None) -> list
     return written
 
 
-def _is_finished(plan: MergePlan, out: Path, files: Sequence[Path]) -> bool:
+def _is_finished(plan: MergePlan, out: Path) -> bool:
     """Whether the folder holds the result of this very merge."""
     if not (out / RECEIPT).is_file():
         return False
@@ -244,7 +242,7 @@ def _is_finished(plan: MergePlan, out: Path, files: Sequence[Path]) -> bool:
         return False
     if any(_whole(shard, (out,)) is None for shard in plan.shards):
         return False
-    return receipt.inputs == _inputs(plan, {file: sampled_digest(file) for file in files})
+    return receipt.inputs == _inputs(plan, {file: sampled_digest(file) for file in plan.files})
 
 
 def _inputs(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from torch.func import jacrev, vmap
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.aligned import Aligned
+from taskatlas.merge.opening import open_classifier
 from taskatlas.merge.task_vectors import Model
 from taskatlas.merge.unlabelled import Batch, Unlabelled, batch_length, call, logits_of, network_inputs
 from taskatlas.probe import Probe, quiet
@@ -74,7 +75,7 @@ def fisher(
     """
 
     def build(folder: Path) -> None:
-        opened = checkpoint.open(device)
+        opened = open_classifier(checkpoint, device)
         rows = np.sort(np.random.default_rng(seed).permutation(len(probe))[:samples])
         shown = Unlabelled(probe.take(rows), prepare=opened.prepare, batch_size=batch_size, shuffle=False)
         how: dict[str, Any] = {"samples": samples, "labels": labels, "seed": seed, "who": checkpoint.name}

@@ -53,7 +53,7 @@ class _Update:
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptedSource:
+class AdaptedSource(Source):
     """A base with a LoRA adapter on it.
 
     Raises:
@@ -63,9 +63,11 @@ class AdaptedSource:
     name: str
     base: Source
     adapter: Path
+    folder: Path | None = field(init=False)
     _factors: Source = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.base.folder)
         object.__setattr__(self, "_factors", _open_factors(self.adapter))
         _ = self._plan  # what does not fit is named now
 
@@ -78,11 +80,6 @@ class AdaptedSource:
     def files(self) -> tuple[Path, ...]:
         """The base's and the adapter's."""
         return (*self.base.files, self.adapter / CONFIG, *self._factors.files)
-
-    @property
-    def folder(self) -> Path | None:
-        """The base's."""
-        return self.base.folder
 
     @property
     def identity(self) -> str:
@@ -183,7 +180,7 @@ class AdaptedSource:
                 f"{self.adapter} adapts {module!r} with factors of shapes {tuple(b)} and {tuple(a)}, and {name} of "
                 f"{self.base.name} is {tuple(shape)}. Name the base that the adapter was trained on."
             )
-        alpha = _of_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+        alpha = float(_of_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8)))
         return _Update(down, up, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), transposed)
 
 
@@ -228,6 +225,6 @@ def _open_factors(folder: Path) -> Source:
     raise BadInput(f"{folder} holds no adapter: none of {', '.join(_WEIGHTS)} is in it. Copy or download it again.")
 
 
-def _of_module(patterns: Mapping[str, Any], module: str, default: float) -> float:
+def _of_module(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value whose pattern ends a module's name; the first of several."""
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)

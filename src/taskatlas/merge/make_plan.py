@@ -14,7 +14,7 @@ from taskatlas.merge.assembly import Slot, assemble, stacked_layers
 from taskatlas.merge.folder import refuse_quantised
 from taskatlas.merge.methods import Method
 from taskatlas.merge.parameters import Scalar, Settings, first_value
-from taskatlas.merge.plan import COPY, MergedSource, MergePlan, PlannedTensor, dtype_name
+from taskatlas.merge.plan import COPY, SCOPE, MergedSource, MergePlan, PlannedTensor, dtype_name
 from taskatlas.merge.recipe import MergeRecipe, OutputSlice, path_of
 from taskatlas.merge.references import References
 from taskatlas.merge.shards import lay_out
@@ -61,8 +61,7 @@ def _plan(
         if place.resolve() in above:
             raise BadInput(f"{reference} is made of itself: it names a recipe that names it. Break the circle.")
         inner = _plan(place, zoo, seed, shard_size, above)
-        files = (file for source in inner.sources.values() for file in source.files)
-        return MergedSource(reference, inner, tuple(dict.fromkeys((place, *files))))
+        return MergedSource(reference, place, inner, inner.sources[inner.config_from].folder)
 
     references = References(None, beside, recipe.base_model, open_recipe)
     references = replace(references, zoo=_zoo(recipe, zoo, references))
@@ -74,6 +73,7 @@ def _plan(
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from error
     tensors = _tensors(recipe, assemble(recipe, references.open), sources)
+    _check_scope(tensors)
     layers = stacked_layers(recipe, references.open)
     return MergePlan(recipe, tensors, lay_out(tensors, shard_size), sources, seed, layers)
 
@@ -125,6 +125,11 @@ def _tensors(recipe: MergeRecipe, slots: Sequence[Slot], sources: Mapping[str, S
                 planned.append(_copied(slot.name, (base, slot.base), sources))
         elif not _only_tied(everyone, sources):
             problems.append(f"{slot.name} {problem}")
+    if not planned and all(sum(name is not None for name in (*slot.tensors, slot.base)) < 2 for slot in slots):
+        names = [f"{model}: {next(iter(source.shapes))}" for model, source in sources.items()]
+        raise BadInput(
+            f"no two models have a tensor of one name ({'; '.join(names)}). Save them with the same class of model."
+        )
     if problems:
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise BadInput(
@@ -134,6 +139,21 @@ def _tensors(recipe: MergeRecipe, slots: Sequence[Slot], sources: Mapping[str, S
     if all(tensor.method == COPY for tensor in planned):
         raise BadInput("the models have no tensors of numbers in common, so there is nothing to merge. Are they alike?")
     return tuple(planned)
+
+
+def _check_scope(tensors: Sequence[PlannedTensor]) -> None:
+    """Where the largest elements of a whole model are kept, it has one density."""
+    densities: dict[str, float] = {}
+    for tensor in tensors:
+        scope = tensor.settings.get(SCOPE, "tensor")
+        if scope not in ("tensor", "model"):
+            raise BadInput(f"parameters.scope: {scope!r} is none. Write tensor or model.")
+        for label, own in zip(tensor.labels, tensor.parameters, strict=True) if scope == "model" else ():
+            if densities.setdefault(label, own["density"]) != own["density"]:
+                raise BadInput(
+                    f"parameters.scope: a whole model is made sparse with one density, and {label} has several. "
+                    "Write one number, or scope: tensor."
+                )
 
 
 def _mismatch(everyone: Sequence[tuple[str, str | None]], sources: Mapping[str, Source]) -> str | None:
@@ -229,14 +249,18 @@ def _parameters(method: Method, slot: Slot, levels: Sequence[Settings], where: s
     found = {}
     for key, default in method.parameters.items():
         value = _value(levels, key, default, method, slot, where)
-        found[key] = float(value) if isinstance(value, int | float) else 0.0
+        assert not isinstance(value, str)  # the recipe was checked
+        found[key] = float(value)
     return found
 
 
-def _value(levels: Sequence[Settings], key: str, default: Any, method: Method, slot: Slot, where: str) -> Scalar | None:
+def _value(levels: Sequence[Settings], key: str, default: Any, method: Method, slot: Slot, where: str) -> Scalar:
     value = first_value(levels, key, slot.name, slot.depth)
     if value is None:
         value = default
     if value is None:
         raise BadInput(f"{where}.{key}: {method.name} needs it, and nothing gives one for {slot.name}.")
-    return bool(value) if isinstance(default, bool) else value
+    if isinstance(value, str):
+        return value
+    kind = type(default) if isinstance(default, bool | int) else float
+    return kind(value)

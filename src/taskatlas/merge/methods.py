@@ -1,8 +1,7 @@
 """The methods of merging in weight space, each a row: what it takes, what it measures, how it combines."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.composition import combine, least_kept, middle_kept
 from taskatlas.merge.elementwise import nearswap, passthrough
 from taskatlas.merge.model_stock import model_stock
-from taskatlas.merge.operands import Cut, Operands, pieces, refuse_not_finite
+from taskatlas.merge.operands import Cut, Operands, each_piece, refuse_not_finite
 from taskatlas.merge.sce import select_and_weigh, select_calculate_erase
 from taskatlas.merge.span import weighted_sum
 from taskatlas.merge.sparsify import (
@@ -50,7 +49,7 @@ class Method:
         most: number of models; None for any.
         parameters: of each model, with defaults; None where it has to be given.
         settings: of the merge, with defaults; None where it has to be given.
-        measure: looks at the whole tensors, piece by piece, and returns what ``combine`` needs. None: nothing.
+        measure: looks at the whole tensors, on so many threads, and returns what ``combine`` needs. None: nothing.
         cut: how pieces are cut for ``combine``.
     """
 
@@ -61,7 +60,7 @@ class Method:
     most: int | None = None
     parameters: Mapping[str, float | None] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    measure: Callable[[Operands], Any] | None = None
+    measure: Callable[[Operands, int | None], Any] | None = None
     cut: Cut = "elements"
 
 
@@ -75,7 +74,7 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
         method: how to merge.
         operands: what to merge, in any order of models.
         dtype: of the result, for tensors of floating-point numbers; others keep theirs.
-        threads: of torch, while it lasts; as many as torch has where None. The result is the same, to the bit.
+        threads: as many as torch has where None. The result is the same, to the bit.
 
     Raises:
         BadInput: NaN or an infinite number in a tensor; a parameter out of bounds; too few or too many models; no
@@ -96,15 +95,24 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
     if not like.numel():
         return like.to(dtype, copy=True)
     merged, largest = torch.empty(like.numel(), dtype=dtype), torch.finfo(dtype).max
-    with _torch_threads(threads):
-        measured = None if method.measure is None else method.measure(operands)
-        for piece in pieces(operands.rows() if method.cut == "rows" else operands.flat()):
-            result = method.combine(piece, measured).view(-1)
-            low, high = torch.aminmax(result)
-            if not -largest <= low.item() <= high.item() <= largest:  # so for NaN
-                return _same_or_refused(operands, like, dtype)
-            merged[piece.start : piece.start + len(result)] = result
-    return merged.view(like.shape)
+    measured = None if method.measure is None else method.measure(operands, threads)
+
+    def work(piece: Operands) -> bool:
+        """Whether the piece came out as numbers that the result's type can hold."""
+        result = method.combine(piece, measured).view(-1)
+        merged[piece.start : piece.start + len(result)] = result
+        low, high = torch.aminmax(result)
+        return -largest <= low.item() <= high.item() <= largest  # false for NaN
+
+    if all(each_piece(work, operands.rows() if method.cut == "rows" else operands.flat(), threads)):
+        return merged.view(like.shape)
+    if all(torch.equal(like, tensor) for tensor in operands.everything):
+        return like.to(dtype, copy=True)
+    refuse_not_finite(operands)
+    raise BadInput(
+        f"the merged tensor {operands.name!r} has elements too large for {str(dtype).removeprefix('torch.')}. "
+        "Choose smaller weights or a wider type."
+    )
 
 
 def _check(method: Method, operands: Operands) -> None:
@@ -135,29 +143,6 @@ def _said(low: float, high: float) -> str:
     if math.isinf(low):
         return "finite"
     return "zero or more" if math.isinf(high) else f"from {low:g} to {high:g}"
-
-
-def _same_or_refused(operands: Operands, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask, for which all models have the same infinite numbers; anything else is bad input."""
-    if all(torch.equal(like, tensor) for tensor in operands.everything):
-        return like.to(dtype, copy=True)
-    refuse_not_finite(operands)
-    raise BadInput(
-        f"the merged tensor {operands.name!r} has elements too large for {str(dtype).removeprefix('torch.')}. "
-        "Choose smaller weights or a wider type."
-    )
-
-
-@contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
 
 
 _WEIGHT: Mapping[str, float | None] = {"weight": None}

@@ -8,7 +8,7 @@ from taskatlas.merge.span import Along, Coefficients, cosines, inner_products, o
 _SPREAD_OUT = 1e-9  # 1 + (n - 1) cos θ where task vectors cancel and no direction is left
 
 
-def model_stock(operands: Operands) -> Coefficients:
+def model_stock(operands: Operands, threads: int | None = None) -> Coefficients:
     """Between the base (t = 0) and the average of models (t = 1), at t = n cos θ / (1 + (n - 1) cos θ).
 
     cos θ is the mean cosine between pairs of the n task vectors, of the whole tensor or, with ``filter_wise``, of each
@@ -16,7 +16,7 @@ def model_stock(operands: Operands) -> Coefficients:
     cancel, or are zero.
     """
     along: Along = "last" if operands.settings["filter_wise"] else "everything"
-    _, angles = cosines(inner_products(operands, along))
+    _, angles = cosines(inner_products(operands, along, threads=threads))
     n = angles.shape[-1]
     first, second = np.triu_indices(n, 1)
     mean = angles[:, first, second].mean(axis=1)

@@ -1,13 +1,18 @@
 """What a merge works on: one tensor as every model has it, with the numbers that say how, whole or piece by piece."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from taskatlas.errors import BadInput
+
+Result = TypeVar("Result")
 
 PIECE = 2**18
 """Elements of a piece: a handful of pieces fit into a processor's cache, and Python's own time is small beside them."""
@@ -99,7 +104,7 @@ class Operands:
         )
 
 
-def pieces(operands: Operands) -> Iterator[Operands]:
+def pieces(operands: Operands) -> list[Operands]:
     """Every piece of vectors, or every few rows of matrices. Where they are cut depends on the shape alone.
 
     Example:
@@ -110,8 +115,37 @@ def pieces(operands: Operands) -> Iterator[Operands]:
     """
     length, width = (*operands.shape, 1)[:2]
     step = max(1, PIECE // max(1, width))
-    for start in range(0, length, step):
-        yield operands.piece(start, min(start + step, length))
+    return [operands.piece(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def each_piece(function: Callable[[Operands], Result], operands: Operands, threads: int | None = None) -> list[Result]:
+    """``function`` of every piece, in their order.
+
+    Args:
+        function: called on several threads at once.
+        operands: vectors or matrices.
+        threads: as many as torch has where None. On each, torch computes alone: threads that wait for each other at
+            every step are slow where anything else runs on the machine.
+
+    Example:
+        >>> operands = Operands("x", ("a",), (torch.ones(3, 200_000),), None, ({},), {})
+        >>> each_piece(lambda piece: int(piece.tensors[0].sum()), operands.flat(), threads=2)
+        [262144, 262144, 75712]
+    """
+    several = pieces(operands)
+    threads = min(threads or torch.get_num_threads(), len(several))
+    if threads <= 1:
+        return [function(piece) for piece in several]
+
+    def of_some(some: Sequence[Operands]) -> list[Result]:
+        torch.get_num_threads()  # a thread's first call sets its number, so it comes before the limit
+        with _openmp().limit(limits=1, user_api="openmp"):
+            return [function(piece) for piece in some]
+
+    share = -(-len(several) // threads)  # neighbours go to one thread, which reads on where it was
+    with ThreadPoolExecutor(threads) as pool:
+        shares = [several[first : first + share] for first in range(0, len(several), share)]
+        return [result for results in pool.map(of_some, shares) for result in results]
 
 
 def refuse_not_finite(operands: Operands) -> None:
@@ -129,3 +163,9 @@ def refuse_not_finite(operands: Operands) -> None:
                 raise BadInput(
                     f"the tensor {operands.name!r} of {model} holds {kind}. Leave that model out or repair it."
                 )
+
+
+@cache
+def _openmp() -> ThreadpoolController:
+    """Looking for the libraries takes milliseconds, so it is done once; a limit holds for the thread that sets it."""
+    return ThreadpoolController()

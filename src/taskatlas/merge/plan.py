@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskatlas.merge.composition import model_thresholds
 from taskatlas.merge.methods import METHODS, merge_tensor
 from taskatlas.merge.operands import Operands
 from taskatlas.merge.recipe import MergeRecipe
@@ -20,6 +21,8 @@ from taskatlas.store import digest
 
 COPY = "copy"
 """What the plan says of tensors that are taken from one model as they are: integers, and what only the base has."""
+SCOPE = "scope"
+"""The setting that says over what the largest elements are chosen: each tensor, or a whole model."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ class MergePlan:
     @property
     def bytes_read(self) -> int:
         """Bytes that the merge reads, each tensor as often as it is needed."""
-        return sum(self.sources[model].nbytes(name) for tensor in self.tensors for model, name in tensor.reads)
+        return sum(
+            self.sources[model].nbytes(name) * (2 if tensor.settings.get(SCOPE) == "model" else 1)
+            for tensor in self.tensors
+            for model, name in tensor.reads
+        )
 
     @property
     def bytes_written(self) -> int:
@@ -100,6 +107,11 @@ class MergePlan:
             for tensor in self.tensors
         ]
         return max(steps, default=0) + max((tensor.nbytes for tensor in self.tensors), default=0)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read, once."""
+        return tuple(dict.fromkeys(file for source in self.sources.values() for file in source.files))
 
     @property
     def digest(self) -> str:
@@ -155,22 +167,43 @@ class MergePlan:
             f"file{'s' if len(self.shards) > 1 else ''}, {self.bytes_read / 1e6:.1f} MB to read)"
         )
 
-    def merge(self, tensor: PlannedTensor, *, threads: int | None = None) -> Tensor:
+    def merge(self, tensor: PlannedTensor) -> Tensor:
         """One tensor of the result.
 
         Raises:
             BadInput: an operand holds NaN or infinite numbers, or can no longer be read.
         """
-        operands = [self.sources[model].read(name) for model, name in tensor.models]
         if tensor.method == COPY:
-            return operands[0].to(tensor.dtype, copy=True)
+            (model, name), *_ = tensor.models
+            return self.sources[model].read(name).to(tensor.dtype, copy=True)
+        operands = self.operands(tensor)
+        if tensor.settings.get(SCOPE) == "model":
+            thresholds = self.thresholds[tensor.labels]
+            parameters = tuple(
+                {**own, "threshold": threshold} for own, threshold in zip(operands.parameters, thresholds, strict=True)
+            )
+            operands = replace(operands, parameters=parameters)
+        return merge_tensor(METHODS[tensor.method], operands, tensor.dtype)
+
+    def operands(self, tensor: PlannedTensor) -> Operands:
+        """What one tensor is merged of, mapped where its files allow."""
+        tensors = tuple(self.sources[model].read(name) for model, name in tensor.models)
         base = None if tensor.base is None else self.sources[tensor.base[0]].read(tensor.base[1])
-        return merge_tensor(
-            METHODS[tensor.method],
-            Operands(tensor.name, tensor.labels, tuple(operands), base, tensor.parameters, tensor.settings, self.seed),
-            tensor.dtype,
-            threads=threads,
-        )
+        return Operands(tensor.name, tensor.labels, tensors, base, tensor.parameters, tensor.settings, self.seed)
+
+    @cached_property
+    def thresholds(self) -> Mapping[tuple[str, ...], list[float]]:
+        """By the labels of the models: the magnitude that each keeps to, of all its tensors together.
+
+        Where the scope is a model, all its tensors are looked through before the first is merged.
+        """
+        groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
+        for tensor in self.tensors:
+            if tensor.settings.get(SCOPE) == "model":
+                groups.setdefault(tensor.labels, []).append(tensor)
+        return {
+            labels: model_thresholds([self.operands(tensor) for tensor in group]) for labels, group in groups.items()
+        }
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -184,12 +217,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class MergedSource:
+class MergedSource(Source):
     """The result of another recipe as a model: each tensor is merged when it is read."""
 
     name: str
+    recipe: Path
     plan: MergePlan
-    files: tuple[Path, ...]
+    folder: Path | None
 
     @cached_property
     def shapes(self) -> Mapping[str, Tensor]:
@@ -197,9 +231,9 @@ class MergedSource:
         return {one.name: torch.empty(one.shape, dtype=one.dtype, device="meta") for one in self.plan.tensors}
 
     @property
-    def folder(self) -> Path | None:
-        """Of the model whose configuration the result has."""
-        return self.plan.sources[self.plan.config_from].folder
+    def files(self) -> tuple[Path, ...]:
+        """The recipe's, and everything that its models are made of."""
+        return tuple(dict.fromkeys((self.recipe, *self.plan.files)))
 
     @property
     def identity(self) -> str:

@@ -7,12 +7,13 @@ the few in between, among which it is found. Where the sample misled, another pa
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from taskatlas.merge.operands import Operands, pieces
+from taskatlas.merge.operands import Operands, each_piece
 
 Values = Callable[[Operands], Iterable[np.ndarray]]
 """From flat operands to one array of numbers, none negative, for each series."""
@@ -22,13 +23,16 @@ _FEW = _BLOCK * _BLOCKS  # so few numbers need no sample
 _SPREAD = 6.0  # half of a bracket's width, in standard errors of a sample's quantile (neighbours are alike)
 
 
-def kth_largest(chunks: Sequence[Operands], values: Values, ranks: Sequence[Sequence[int]]) -> list[list[float]]:
+def kth_largest(
+    chunks: Sequence[Operands], values: Values, ranks: Sequence[Sequence[int]], threads: int | None = None
+) -> list[list[float]]:
     """For each series of values, the k-th largest over all chunks, for each of the series' ranks.
 
     Args:
         chunks: flat operands; together they are the whole.
         values: works element by element, so that a piece's values are a piece of the values.
         ranks: for each series, from 1 for the largest.
+        threads: as many as torch has where None.
 
     Returns:
         A value that at least k numbers reach and fewer than k exceed; NaN where NaN among the numbers leave none.
@@ -48,15 +52,15 @@ def kth_largest(chunks: Sequence[Operands], values: Values, ranks: Sequence[Sequ
         for search in going:
             search.start(samples[search.series], spread)
         for chunk in chunks:
-            for piece in pieces(chunk):
-                for search, count in zip(going, _count(values(piece), going), strict=True):
+            for counts in each_piece(partial(_count, values, going), chunk, threads):
+                for search, count in zip(going, counts, strict=True):
                     search.add(*count)
         for search in going:
             search.finish(last=spread == math.inf)
-        going = [search for search in going if search.found is None]
+        going = [search for search in going if not search.done]
         spread = spread * 8 if spread < 1000 else math.inf
     found = iter(searches)
-    return [[next(found).found or 0.0 for _ in several] for several in ranks]
+    return [[next(found).found for _ in several] for several in ranks]
 
 
 @dataclass
@@ -66,7 +70,8 @@ class _Search:
     series: int
     rank: int
     total: int
-    found: float | None = None
+    found: float = math.nan
+    done: bool = False
     low: float = -1.0
     high: float = math.inf
     side: int = 0  # of the last bracket on which the value lies: 1 for high or above, -1 for low or below
@@ -98,18 +103,18 @@ class _Search:
         reach, exceed = self.reach[self.high], self.exceed[self.low]
         for end in (self.low, self.high):
             if self.exceed.get(end, self.rank) < self.rank <= self.reach.get(end, 0):
-                self.found = end
-        if self.found is None and reach < self.rank <= exceed:
+                self.found, self.done = end, True
+        if not self.done and reach < self.rank <= exceed:
             # Among few and often equal numbers, sorting is faster than selecting.
             self.found = float(np.sort(np.concatenate(self.between))[exceed - self.rank])
-        elif self.found is None and last:
-            self.found = math.nan
+            self.done = True
+        self.done = self.done or last
         self.side = 1 if self.rank <= reach else -1
 
 
-def _count(values: Iterable[np.ndarray], searches: Sequence[_Search]) -> list[tuple[int, int, np.ndarray]]:
+def _count(values: Values, searches: Sequence[_Search], piece: Operands) -> list[tuple[int, int, np.ndarray]]:
     """What a piece adds to each search."""
-    series = list(values)
+    series = list(values(piece))
     counts = []
     for search in searches:
         numbers = series[search.series]

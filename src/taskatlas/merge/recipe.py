@@ -325,6 +325,7 @@ def _value_problem(value: object, default: object) -> str | None:
     kinds: tuple[tuple[type | tuple[type, ...], Callable[[object], bool], str], ...] = (
         (bool, lambda v: isinstance(v, bool) or v in (0, 1), "true or false"),
         (str, lambda v: isinstance(v, str), "a word"),
+        (int, lambda v: isinstance(v, int | float) and v == int(v), "a whole number"),
         (object, lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number"),
     )
     for kind, fits, said in kinds:

@@ -88,8 +88,6 @@ class References:
             raise BadInput(
                 f"{reference} is an adapter that does not say of what. Write BASE+{reference}, or a base_model."
             )
-        if base == reference:
-            raise BadInput(f"{reference} is an adapter, so it cannot be the base. Write BASE+{reference}.")
         return AdaptedSource(reference, self.open(base), adapter)
 
     def _adapter(self, reference: str) -> Path:

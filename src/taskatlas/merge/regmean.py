@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.aligned import Aligned
+from taskatlas.merge.opening import open_as_saved
 from taskatlas.merge.task_vectors import Model
 from taskatlas.merge.unlabelled import Batch, Unlabelled, call, network_inputs
 from taskatlas.probe import Probe, quiet
@@ -127,7 +128,7 @@ def gram_matrices(
     """
 
     def build(folder: Path) -> None:
-        opened = checkpoint.open(device)
+        opened = open_as_saved(checkpoint, device)
         batches = Unlabelled(probe, prepare=opened.prepare, batch_size=batch_size, shuffle=False)
         layer_inputs(opened.module, batches, who=checkpoint.name).save(folder / _FILE)
 
@@ -287,7 +288,9 @@ class _Watcher:
         def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
             product, count = self._product(layer, x)
-            self.sums[name] = self.sums[name].add_(product) if name in self.sums else product.to(torch.float64, copy=True)
+            self.sums[name] = (
+                self.sums[name].add_(product) if name in self.sums else product.to(torch.float64, copy=True)
+            )
             self.rows[name] = self.rows.get(name, 0) + count
             self.precision[name] = product.dtype
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskatlas.merge.composition import how_many, task_vectors
 from taskatlas.merge.elect import elected_sum
-from taskatlas.merge.operands import Operands, pieces
+from taskatlas.merge.operands import Operands, each_piece
 from taskatlas.merge.quantile import kth_largest
 
 
@@ -20,7 +20,7 @@ class Selected:
     weights: list[float]
 
 
-def select_and_weigh(operands: Operands) -> Selected:
+def select_and_weigh(operands: Operands, threads: int | None = None) -> Selected:
     """The ``select_topk`` share of elements with the largest variance, and each model's share of the squares there.
 
     Of n elements ⌊select_topk · n⌋ are kept, one at least, and any that vary as much as the last of them (Wan et al.,
@@ -29,11 +29,12 @@ def select_and_weigh(operands: Operands) -> Selected:
     share, total = operands.settings["select_topk"], operands.shape.numel()
     flat, least = operands.flat(), 0.0
     if share < 1:
-        [[least]] = kth_largest([flat], lambda piece: [_variance(piece).numpy()], [[how_many(share, total)]])
+        [[least]] = kth_largest([flat], lambda piece: [_variance(piece).numpy()], [[how_many(share, total)]], threads)
 
-    sums = np.zeros(len(operands.models))
-    for piece in pieces(flat):
-        sums += [np.square(vector.numpy(), dtype=np.float64).sum() for vector in _selected(piece, least)]
+    def squares(piece: Operands) -> list[float]:
+        return [float(np.square(vector.numpy(), dtype=np.float64).sum()) for vector in _selected(piece, least)]
+
+    sums = np.sum(each_piece(squares, flat, threads), axis=0)
     return Selected(least, [float(weight) for weight in sums / (sums.sum() or 1.0)])
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ _CHUNK = 2**20  # bytes
 INDEX = "model.safetensors.index.json"
 
 
+@runtime_checkable
 class Described(Protocol):
     """What has to be known of a tensor before it is written."""
 

@@ -3,12 +3,13 @@
 import json
 import os
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,35 +30,41 @@ from taskatlas.zoo.weights import (
 _REOPEN_AFTER = 2**28  # bytes read through one mapping of a PyTorch file, whose pages stay until it is closed
 
 
-class Source(Protocol):
-    """Named tensors that are read one at a time."""
+class Source(ABC):
+    """Named tensors that are read one at a time.
+
+    Attributes:
+        name: as the recipe calls it.
+        folder: where its configuration and tokenizer lie, if it has any.
+    """
+
+    name: str
+    folder: Path | None
 
     @property
-    def name(self) -> str:
-        """As the recipe calls it."""
-
-    @property
+    @abstractmethod
     def shapes(self) -> Mapping[str, Tensor]:
         """Every tensor on the ``meta`` device: shape and type without data."""
 
     @property
+    @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """Whatever is read."""
 
     @property
-    def folder(self) -> Path | None:
-        """Where its configuration and tokenizer lie, if it has any."""
-
-    @property
+    @abstractmethod
     def identity(self) -> str:
         """Digest of what it is made of: files by place, size and time stamp, tensors in memory by content."""
 
+    @abstractmethod
     def read(self, name: str) -> Tensor:
         """One tensor; memory-mapped where the format allows, so treat it as read-only."""
 
+    @abstractmethod
     def nbytes(self, name: str, /) -> int:
         """The number of bytes that reading it takes."""
 
+    @abstractmethod
     def expect(self, name: str, /) -> None:
         """Says that a tensor will be read soon."""
 
@@ -101,7 +108,7 @@ class Span:
 
 
 @dataclass(frozen=True, eq=False)
-class SafetensorsSource:
+class SafetensorsSource(Source):
     """A safetensors file, or several with an index: each tensor is mapped by itself while it is used."""
 
     name: str
@@ -151,7 +158,7 @@ class SafetensorsSource:
 
 
 @dataclass(frozen=True, eq=False)
-class TorchSource:
+class TorchSource(Source):
     """A PyTorch file, or several with an index: mapped where its format allows, and mapped anew now and then."""
 
     name: str
@@ -197,13 +204,17 @@ class TorchSource:
 
 
 @dataclass(frozen=True, eq=False)
-class MemorySource:
+class MemorySource(Source):
     """Tensors in memory: a module of a zoo, or what a builder brings along."""
 
     name: str
     tensors: Mapping[str, Tensor]
     folder: Path | None = None
-    files: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
 
     @cached_property
     def shapes(self) -> Mapping[str, Tensor]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from taskatlas.engine import single_threaded_products
-from taskatlas.merge.operands import Operands, pieces
+from taskatlas.merge.operands import Operands, each_piece, pieces
 
 Along = Literal["everything", "last", "first"]
 """What makes a vector: the whole tensor, or each line along its last or its first axis."""
@@ -35,24 +35,35 @@ class Coefficients:
 
 
 def inner_products(
-    operands: Operands, along: Along = "everything", *, from_base: bool = True
+    operands: Operands, along: Along = "everything", *, from_base: bool = True, threads: int | None = None
 ) -> Float[np.ndarray, "vectors tensors tensors"]:
     """In float64 between the models less the base; or else between the models and, last, the base."""
-    matrices = {"everything": operands.flat, "last": operands.rows, "first": operands.columns}[along]()
-    rows, total = [], np.zeros(())
-    with single_threaded_products():
-        for piece in pieces(matrices):
-            stack = np.stack([tensor.double().numpy() for tensor in (piece.tensors if from_base else piece.everything)])
-            if from_base and piece.base is not None:
-                stack -= piece.base.double().numpy()
-            match along:
-                case "last":
-                    rows.append(np.einsum("irc,jrc->rij", stack, stack))
-                case "first":
-                    total = total + np.einsum("irc,jrc->cij", stack, stack)
-                case "everything":
-                    total = total + stack @ stack.T
-    return np.concatenate(rows) if rows else total.reshape(-1, *total.shape[-2:])
+
+    def stack(piece: Operands) -> np.ndarray:
+        tensors = piece.tensors if from_base else piece.everything
+        numbers = np.stack([tensor.double().numpy() for tensor in tensors])
+        if from_base and piece.base is not None:
+            numbers -= piece.base.double().numpy()
+        return numbers
+
+    def of_rows(piece: Operands) -> np.ndarray:
+        numbers = stack(piece)
+        return np.einsum("irc,jrc->rij", numbers, numbers)
+
+    def of_all(piece: Operands) -> np.ndarray:
+        numbers = stack(piece)
+        return (numbers @ numbers.T)[None]
+
+    if along == "last":
+        return np.concatenate(each_piece(of_rows, operands.rows(), threads))
+    if along == "everything":
+        with single_threaded_products():
+            return np.asarray(sum(each_piece(of_all, operands.flat(), threads)))
+    total = np.zeros(())
+    for piece in pieces(operands.columns()):  # one after the other: each has a matrix for every column
+        numbers = stack(piece)
+        total = total + np.einsum("irc,jrc->cij", numbers, numbers)
+    return total
 
 
 def onto_base(

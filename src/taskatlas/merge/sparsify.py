@@ -50,10 +50,10 @@ def keep_at_random_by_rank(vector: Tensor, piece: Operands, model: int, _measure
     if density == 1:
         return vector
     width = vector.shape[-1]
-    order = torch.argsort(vector.abs(), dim=-1, stable=True)
     by_rank = torch.linspace(density - epsilon, density + epsilon, width, dtype=torch.float64)
     if width == 1:
         by_rank.fill_(density)
+    order = torch.from_numpy(_ascending(vector.abs().numpy()))
     keep = torch.empty(vector.shape, dtype=torch.float64).scatter_(-1, order, by_rank.expand(vector.shape))
     _drop_others(vector, random_numbers(piece, model).reshape(vector.shape) < keep.numpy() * _WHOLE)
     return vector.div_(keep) if piece.settings["rescale"] else vector
@@ -87,6 +87,18 @@ def _drop_others(vector: Tensor, kept: np.ndarray) -> None:
     numbers = vector.numpy()
     with np.errstate(invalid="ignore"):  # infinity times nothing is NaN, and is told later
         np.multiply(numbers, kept, out=numbers)
+
+
+def _ascending(sizes: np.ndarray) -> np.ndarray:
+    """Positions in each row of numbers, none negative, from the smallest up; equal ones as they stand."""
+    if sizes.dtype != np.float32:
+        return np.argsort(sizes, axis=-1, kind="stable")
+    # Bits of such numbers rise with the numbers: with the position below them they sort as integers, much faster.
+    keys = sizes.view(np.uint32).astype(np.int64) << 32
+    keys |= np.arange(sizes.shape[-1])
+    keys.sort(axis=-1)
+    keys &= 0xFFFFFFFF
+    return keys
 
 
 def _just_below(value: float, like: Tensor) -> float:

@@ -11,17 +11,17 @@ _CANCELLED = 1e-8  # the length of a mean of directions that has no direction
 _PARALLEL = 1e-6  # radians within which directions are the same, or opposite
 
 
-def slerp(operands: Operands) -> Coefficients:
+def slerp(operands: Operands, threads: int | None = None) -> Coefficients:
     """From the base (t = 0) to the model (t = 1) at constant angular speed (Shoemake, SIGGRAPH 1985, section 3.3).
 
     The base times sin((1 - t) θ) / sin θ and the model times sin(t θ) / sin θ, with θ the angle between them; on the
     straight line where they are parallel or opposite, or one is zero.
     """
-    products = inner_products(operands, from_base=False)
+    products = inner_products(operands, from_base=False, threads=threads)
     return Coefficients(_slerp(products, 1 - operands.settings["t"]).T)
 
 
-def nuslerp(operands: Operands) -> Coefficients:
+def nuslerp(operands: Operands, threads: int | None = None) -> Coefficients:
     """SLERP from the first model to the second, t = w₂ / (w₁ + w₂), of their task vectors where there is a base.
 
     Without ``nuslerp_flatten``, each line along the last axis is a vector of its own; with ``nuslerp_row_wise`` too,
@@ -34,10 +34,10 @@ def nuslerp(operands: Operands) -> Coefficients:
     if not operands.settings["nuslerp_flatten"]:
         along = "first" if operands.settings["nuslerp_row_wise"] else "last"
     _, t = _shares(operands)
-    return onto_base(operands, _slerp(inner_products(operands, along), float(t)), along)
+    return onto_base(operands, _slerp(inner_products(operands, along, threads=threads), float(t)), along)
 
 
-def multislerp(operands: Operands) -> Coefficients:
+def multislerp(operands: Operands, threads: int | None = None) -> Coefficients:
     """The direction of the weighted mean of directions, as long as the weighted mean of lengths.
 
     It is the mean of the directions' projections onto the plane that touches the sphere at their weighted mean. Of
@@ -49,21 +49,21 @@ def multislerp(operands: Operands) -> Coefficients:
     weights = np.array([parameters["weight"] for parameters in operands.parameters])
     if operands.settings["normalize_weights"]:
         weights = _shares(operands)
-    [lengths], [angles] = cosines(inner_products(operands))
+    [lengths], [angles] = cosines(inner_products(operands, threads=threads))
     mean = _length(weights, angles)
     if mean < operands.settings["eps"]:
         return onto_base(operands, np.zeros((1, len(weights))))
     return onto_base(operands, (weights @ lengths / mean * ratio(weights, lengths))[None])
 
 
-def karcher(operands: Operands) -> Coefficients:
+def karcher(operands: Operands, threads: int | None = None) -> Coefficients:
     """The direction with the least sum of squared angles to all directions, as long as the mean of lengths.
 
     From the direction of the mean, along the mean of the logarithms there, until that is shorter than ``tol`` or
     after ``max_iter`` steps (Karcher, 1977). A zero tensor has a length but no direction; the result is zero where
     directions cancel.
     """
-    [lengths], [angles] = cosines(inner_products(operands))
+    [lengths], [angles] = cosines(inner_products(operands, threads=threads))
     shares = (lengths > 0) / max(1, np.count_nonzero(lengths))
     mean = _length(shares, angles)
     point = shares / mean if mean > _CANCELLED else np.zeros_like(shares)

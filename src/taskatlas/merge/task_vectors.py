@@ -20,6 +20,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.composition import how_many
+from taskatlas.merge.operands import Operands
+from taskatlas.merge.quantile import kth_largest
 from taskatlas.zoo.builders import some
 
 Level = Literal["task", "layer"]
@@ -181,8 +184,8 @@ class TaskVectors:
     def elected(self, density: float) -> "TaskVectors":
         """Trimmed task vectors, of which only what agrees with the elected sign is left, as in TIES.
 
-        Of each τ_i the share ``density`` that is largest in magnitude over the whole vector is kept; then the sign of
-        the sum is elected for every element (Yadav et al., NeurIPS 2023, algorithm 1, steps 1 and 2).
+        Of each τ_i the share ``density`` that is largest in magnitude over the whole vector is kept, ties too; then the
+        sign of the sum is elected for every element (Yadav et al., NeurIPS 2023, algorithm 1, steps 1 and 2).
 
         Raises:
             BadInput: a share that is not in (0, 1].
@@ -191,9 +194,10 @@ class TaskVectors:
             raise BadInput(f"density is {density:g}; it is the share of a task vector that is kept, in (0, 1].")
         deltas = self.deltas.clone()
         for row in deltas:
-            row[row.abs() < _kth_magnitude(row, max(1, round(density * len(row))))] = 0
-        for piece in torch.split(deltas, _PIECE, dim=1):
-            piece[piece.sign() * piece.sum(0).sign() < 0] = 0
+            row[row.abs() < _least_kept(row, density)] = 0
+        for start in range(0, deltas.shape[1], _PIECE):
+            piece = deltas[:, start : start + _PIECE]
+            piece[(piece < 0) == (piece.sum(0) >= 0)] = 0  # the sign is plus where signs cancel
         return replace(self, deltas=deltas)
 
     def views(self, flat: Float[Tensor, " D"]) -> dict[str, Tensor]:
@@ -315,9 +319,12 @@ def _own_tensors(tensors: Mapping[str, Tensor], shared: Set[str]) -> dict[str, T
     return {name: value for name, value in tensors.items() if name not in shared and _storage(value) not in storages}
 
 
-def _kth_magnitude(values: Tensor, k: int) -> Tensor:
-    """The magnitude that k of the values reach, and fewer exceed."""
-    return torch.kthvalue(values.abs(), len(values) - k + 1).values
+def _least_kept(vector: Tensor, density: float) -> float:
+    """The magnitude of the smallest element that is kept."""
+    whole = Operands("τ", ("τ",), (vector.cpu(),), None, ({},), {})
+    return kth_largest([whole], lambda piece: [piece.tensors[0].abs().numpy()], [[how_many(density, len(vector))]])[0][
+        0
+    ]
 
 
 def _check_finite(values: Tensor, name: str, who: str) -> None:
