@@ -423,10 +423,9 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self.fused_ = FusedModel(self.family_, self.hypernetwork_, self._extractor, self.engine, self.store)
 
     def _check(self) -> None:
-        if self.level not in get_args(Level):
-            raise BadInput(f"level={self.level!r} is none of {', '.join(get_args(Level))}.")
-        if self.optimizer not in get_args(Optimizer):
-            raise BadInput(f"optimizer={self.optimizer!r} is none of {', '.join(get_args(Optimizer))}.")
+        for name, known in (("level", Level), ("bound", Bound), ("optimizer", Optimizer), ("engine", Engine)):
+            if getattr(self, name) not in get_args(known):
+                raise BadInput(f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(known))}.")
         if self.steps < 1 or not 0 < self.learning_rate < float("inf"):
             raise BadInput(
                 f"{self.steps} steps at a learning rate of {self.learning_rate:g} learn nothing; give positive numbers."

@@ -101,7 +101,7 @@ class Featured:
     def of(self, batch: Batch) -> Float[Tensor, "batch d"]:
         """The features of a batch, remembered by the content of its samples."""
         names = _samples(batch)
-        if all(name in self._known for name in names):
+        if names and all(name in self._known for name in names):
             return torch.stack([self._known[name] for name in names])
         features = self.extractor(batch).cpu()
         if (len(self._known) + len(names)) * features.shape[1] <= _REMEMBERED:

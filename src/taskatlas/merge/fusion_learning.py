@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taskatlas.engine import track
@@ -85,7 +85,7 @@ def learn(
     optimizer: Optimizer = "adam",
     diversity: float = 0.0,
     collapse: float | None = 0.3,
-    alive: Float[Tensor, "N T"] | None = None,
+    alive: Bool[Tensor, "N T"] | None = None,
 ) -> Learned:
     """Trains the hypernetwork in place.
 
@@ -125,7 +125,7 @@ def learn(
                 model.merge(coefficients)
                 logits = network.logits(inputs, model.tensors)
                 mean, marginal = mean_entropy(logits)
-                loss = sampled.share * (mean - diversity * marginal)
+                loss = sampled.share * (mean - diversity * spread_of(logits) if diversity else mean)
             if not math.isfinite(float(mean.detach())):
                 raise WorkFailed(
                     f"the predictions of {network.task!r} became NaN in step {step + 1} of {count}. "
@@ -150,6 +150,17 @@ def learn(
         reached=frozenset().union(*(model.reached for model in models.values())),
         collapsed=dict.fromkeys(monitor.collapsed(), done),
     )
+
+
+def spread_of(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """The entropy of the mean prediction, in nats; its gradient is finite where a class has no probability left.
+
+    Example:
+        >>> spread_of(torch.tensor([[900.0, 0.0], [0.0, 900.0]]))
+        tensor(0.6931)
+    """
+    log_mean = torch.log_softmax(logits, -1).logsumexp(0) - math.log(len(logits))
+    return -(log_mean.exp() * log_mean).sum()
 
 
 @dataclass(eq=False)

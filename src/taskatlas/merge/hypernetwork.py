@@ -8,7 +8,7 @@ are C = N coefficients, one for each expert, or C = N T, one for each expert and
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,8 +54,6 @@ class Hypernetwork(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if bound not in get_args(Bound):
-            raise BadInput(f"bound={bound!r} does not bound coefficients. Choose one of: {', '.join(get_args(Bound))}.")
         if features < 1 or not shape or min(shape) < 1:
             raise BadInput(f"{features} features and coefficients of shape {shape} leave nothing to learn.")
         self.shape = shape
@@ -63,7 +61,7 @@ class Hypernetwork(nn.Module):
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(seed)
             self.first = nn.Linear(features, hidden or features)
-        self.second = nn.Linear(hidden or features, torch.Size(shape).numel())
+            self.second = nn.Linear(hidden or features, torch.Size(shape).numel())
         nn.init.zeros_(self.second.weight)
         nn.init.constant_(self.second.bias, initial)
         self.register_buffer("mean", torch.zeros(features))

@@ -7,7 +7,7 @@ once, for networks whose layers mixing does not know.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -57,10 +57,6 @@ class PerSample:
     chosen: str = ""
     _constant: frozenset[str] | None = field(default=None, repr=False)
     _refused: dict[str, str] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.engine not in get_args(Engine):
-            raise BadInput(f"there is no engine {self.engine!r}. Choose one of: {', '.join(get_args(Engine))}.")
 
     def __call__(
         self, inputs: Mapping[str, Any], coefficients: Float[Tensor, "batch N *T"]
