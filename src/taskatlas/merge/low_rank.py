@@ -118,7 +118,9 @@ class LowRankVectors:
             raise BadInput("no adapter changes anything: every B or A is zero. Are these the trained ones?")
         touched = [key for key in tensors if any(pairs[name][key] is not None for name in names)]
         ends = [0, *accumulate(tensors[key].numel() for key in touched)]
-        storages = {tensors[key].data_ptr(): key for key in touched}
+        storages = {_storage(tensors[key]): key for key in touched}
+        others = [key for key in tensors if key not in touched]
+        once: dict[object, Tensor] = {}  # tied weights stay one tensor, which is what torch asks of those it runs with
         return cls(
             names=names,
             base=torch.cat([tensors[key].reshape(-1).to(device, dtype) for key in touched]),
@@ -126,13 +128,11 @@ class LowRankVectors:
             places={key: slice(*ends[i : i + 2]) for i, key in enumerate(touched)},
             shapes={key: tensors[key].shape for key in touched},
             dtypes={key: tensors[key].dtype for key in touched},
-            ties={
-                key: storages[value.data_ptr()]
-                for key, value in tensors.items()
-                if key not in touched and value.data_ptr() in storages and value.numel()
-            },
+            ties={key: storages[_storage(tensors[key])] for key in others if _storage(tensors[key]) in storages},
             fixed={
-                key: value for key, value in tensors.items() if key not in touched and value.data_ptr() not in storages
+                key: once.setdefault(_storage(tensors[key]), tensors[key])
+                for key in others
+                if _storage(tensors[key]) not in storages
             },
             own={name: {key: one.read(key) for key in one.whole} for name, one in opened.items()},
             dropped=tuple(name for name, changed in changes.items() if not changed),
@@ -190,7 +190,8 @@ class LowRankVectors:
     def state(self, flat: Float[Tensor, " D"]) -> dict[str, Tensor]:
         """All tensors of the base, copied, with the adapted ones from a flat vector."""
         found = {name: value.to(self.dtypes[name], copy=True) for name, value in self.views(flat).items()}
-        found |= {name: value.clone() for name, value in self.fixed.items()}
+        copies = {id(value): value.clone() for value in self.fixed.values()}
+        found |= {name: copies[id(value)] for name, value in self.fixed.items()}
         return found | {other: found[name] for other, name in self.ties.items()}
 
 
@@ -210,6 +211,10 @@ def task_vector_norms(vectors: Vectors) -> Float[Tensor, "N T"]:
         columns = [torch.linalg.vector_norm(vectors.deltas[:, place], dim=1) for place in vectors.places.values()]
         return torch.stack(columns, 1).double()
     return torch.stack([factors.squares(len(vectors.names)).sqrt() for factors in vectors.factors.values()], 1)
+
+
+def _storage(value: Tensor) -> object:
+    return (value.data_ptr(), value.shape) if value.numel() else id(value)
 
 
 def _side_by_side(pairs: list[tuple[Tensor, Tensor] | None], dtype: torch.dtype, device: str | torch.device) -> Factors:

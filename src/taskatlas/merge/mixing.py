@@ -214,6 +214,10 @@ def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[...
         if by_kind is not None and len(args) + len(kwargs) == 1:
             (x,) = (*args, *kwargs.values())
             return by_kind(module, prefix, _with_samples(x, name, mixing), mixing)
+        if name in mixing.constant:
+            raise CannotMix(
+                f"{name!r} has weights of its own, and its inputs do not have the samples on their first axis"
+            )
         return _one_by_one(module, prefix, plain, args, kwargs, mixing)
 
     return forward

@@ -115,7 +115,9 @@ def _device(network: nn.Module) -> torch.device:
 
 
 def _moved(tensors: Mapping[str, Tensor], device: torch.device, precision: torch.dtype) -> dict[str, Tensor]:
-    return {
-        name: value.detach().to(device, precision if value.is_floating_point() else None)
-        for name, value in tensors.items()
+    """The tensors on a device; one that has two names stays one."""
+    once = {
+        id(value): value.detach().to(device, precision if value.is_floating_point() else None)
+        for value in tensors.values()
     }
+    return {name: once[id(value)] for name, value in tensors.items()}
