@@ -25,17 +25,21 @@ from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.family import Expert, Family
 from taskatlas.merge.flat_model import FlatModel
 from taskatlas.merge.fused_model import FusedModel
-from taskatlas.merge.fusion_data import Data, Featured, Groups, rows_of
-from taskatlas.merge.fusion_learning import Learned, Optimizer, Sampled, learn
-from taskatlas.merge.hypernetwork import Bound, Hypernetwork, mean_coefficients, read_hypernetwork
+from taskatlas.merge.fusion_data import Data, Featured
+from taskatlas.merge.fusion_files import SavedFusion
+from taskatlas.merge.fusion_learning import Learned, Optimizer, learn
+from taskatlas.merge.fusion_plots import Picture, check_picture, plot_by_layer, plot_by_task, plot_learning
+from taskatlas.merge.fusion_steps import Groups, by_group, by_task
+from taskatlas.merge.hypernetwork import Bound, Hypernetwork, mean_coefficients, published_hypernetwork
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.per_sample import Engine
 from taskatlas.merge.placement import Placement
-from taskatlas.merge.task_network import Head, TaskNetwork
+from taskatlas.merge.task_network import Head
 from taskatlas.merge.task_vectors import Level, Model
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.store import Store
 
+_HELD = ("base", "experts", "extractor", "heads", "placement", "store")  # arguments that are no plain values
 _STATISTICS_BATCHES = 64  # of each task, from which BatchNorm's statistics are estimated after learning
 
 
@@ -190,9 +194,9 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
             self.learned_: Learned | None = learn(
                 h,
                 {device: FlatModel(self.family_.vectors, device) for device in devices},
-                _by_task(networks, streams)
+                by_task(networks, streams)
                 if groups is None
-                else _by_group(groups, [networks[name] for name in self.family_.different()], streams[""]),
+                else by_group(groups, [networks[name] for name in self.family_.different()], streams[""]),
                 self.tasks_,
                 level=self.level,
                 count=self.steps,
@@ -277,80 +281,43 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         """
         self._check()
         self._open()
-        if sorted(experts) != sorted(self.names_):
-            raise BadInput(f"the experts here are {', '.join(self.names_)}, and not {', '.join(experts)}.")
-        published = read_hypernetwork(path, len(experts), self.bound)
-        order = list(self.tensors_ if tensors is None else tensors)
-        expected = (len(experts),) if self.level == "task" else (len(experts), len(order))
-        missing = [name for name in self.tensors_ if name not in order]
-        if published.shape != expected or missing:
-            of_which = f"; {missing[0]!r} is not among them" if missing else ""
-            raise BadInput(
-                f"{path} has coefficients {published.shape}, and {self.level}-wise {expected} are expected{of_which}. "
-                "Choose the other level, or name its tensors in its order: tensors=[...]."
-            )
-        mixing = torch.tensor([[name == own for own in self.tensors_] for name in order], dtype=torch.float64)
-        rows = [list(experts).index(name) for name in self.names_]
-        self._take(published.remapped(rows, mixing if self.level == "layer" else None))
+        layers = self.level == "layer"
+        order = experts, (list(self.tensors_ if tensors is None else tensors) if layers else None)
+        wanted = self.names_, (self.tensors_ if layers else None)
+        self._take(published_hypernetwork(path, order, wanted, self.bound))
         self.tasks_, self.learned_ = (), None
         self._finish(np.empty((0, *self._shape)), f"published in {Path(path).name}")
         return self
 
-    # Results: see ``FusedModel``
+    # Results: see ``FusedModel``, which says what samples and arguments may be
 
     def coefficients(self, X: Data | Batch) -> Float[np.ndarray, "n N *T"]:
         """The coefficients of every sample."""
         return self._fused.coefficients(X)
 
     def predict_log_proba(self, X: Data | Batch, task: str) -> Float[np.ndarray, "n C"]:
-        """Log-probabilities of every sample, each from a model that is merged for it, through a task's head.
-
-        Args:
-            X: a ``Probe``, ``Unlabelled``, a batch, or a list or loader of batches.
-            task: whose head.
-
-        Raises:
-            BadInput: no such task, a batch that network or extractor cannot take.
-        """
-        return np.concatenate([torch.log_softmax(logits, -1).cpu().numpy() for logits in self._fused.logits(X, task)])
+        """Log-probabilities of every sample, each from a model that is merged for it, through a task's head."""
+        return self._fused.predict_log_proba(X, task)
 
     def predict(self, X: Data | Batch, task: str | None = None) -> Int64[np.ndarray, " n"]:
-        """The class of every sample.
-
-        Args:
-            X: as ``predict_log_proba``.
-            task: whose head; None: for each sample the head that is surest, see ``infer_tasks``. A score with heads
-                known and one with heads inferred are two results: say which.
-        """
-        if task is None:
-            return self._fused.inferred(X)[1]
-        return np.concatenate([logits.argmax(1).cpu().numpy() for logits in self._fused.logits(X, task)])
+        """The class of every sample, through a task's head, or through the head that is surest of it."""
+        return self._fused.predict(X, task)
 
     def infer_tasks(self, X: Data | Batch) -> np.ndarray:
-        """The name of the task whose head is surest of a sample: least entropy as a share of ln C."""
+        """The name of the task whose head is surest of a sample."""
         return self._fused.inferred(X)[0]
 
     def score(self, X: Any, y: Any = None, task: str | None = None) -> float:
-        """The share of samples that are right.
-
-        Args:
-            X: as ``predict``.
-            y: their classes; None: the labels of a probe.
-            task: whose head; None: inferred.
-        """
-        truth = getattr(getattr(X, "probe", X), "labels", None) if y is None else y
-        if truth is None:
-            raise BadInput("there are no labels to score against. Give a probe with labels, or y.")
-        return float(np.mean(self.predict(X, task) == np.asarray(truth)))
+        """The share of samples that are right; ``y`` are their classes, or a probe has them."""
+        return self._fused.score(X, y, task)
 
     def merged_for(self, X: Data | Batch, task: str | None = None) -> dict[str, Tensor]:
-        """The tensors of the one model that is merged for the mean coefficients of these samples.
+        """The tensors of the one model that is merged for the mean coefficients of these samples."""
+        return self._fused.merged_for(X, task)
 
-        Args:
-            X: one batch or many.
-            task: whose own tensors (its head, BatchNorm statistics) go along; None: none.
-        """
-        return self._fused.state(self.coefficients(X).mean(0), task)
+    def export(self, folder: Path | str, X: Data | Batch, task: str, like: Path | str | None = None) -> None:
+        """Writes the model that is merged for some samples as an ordinary checkpoint folder."""
+        self._fused.export(folder, X, task, like=like, learned=self.adaptation_)
 
     def clusters(self, X: Data | Batch, count: int) -> Clusters:
         """A few models to serve samples like these with, and a bound of what that costs each."""
@@ -360,9 +327,6 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
     def steered(self, X: Batch) -> Iterator[nn.Module]:
         """While it lasts, the base computes each sample of a batch with its own coefficients: for ``generate``.
 
-        Args:
-            X: the batch that the network will be given, and no other.
-
         Raises:
             BadInput: the base is no network, or its samples cannot be mixed.
         """
@@ -370,6 +334,74 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
             raise BadInput("the base is given by its tensors; steered needs the network.")
         with self._fused.steered(self.base, X) as network:
             yield network
+
+    def save(self, path: Path | str) -> None:
+        """Writes what was learned as one safetensors file; base, experts and extractor stay where they are.
+
+        Raises:
+            BadInput: the place cannot be written.
+        """
+        check_is_fitted(self, "fused_")
+        about = {
+            "arguments": {name: value for name, value in self.get_params(deep=False).items() if name not in _HELD},
+            "extractor": self._extractor.digest,
+            "adaptation": self.adaptation_,
+            **{name: list(getattr(self, f"{name}_")) for name in ("names", "tensors", "tasks")},
+        }
+        statistics = self.family_.statistics()
+        SavedFusion(about, self.hypernetwork_, self.coefficients_, self.dead_, self.learned_, statistics).save(path)
+
+    @classmethod
+    def load(cls, path: Path | str, base: Any, experts: Any, extractor: Any, **others: Any) -> "DataAdaptive":
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: the file.
+            base: as it was.
+            experts: as they were.
+            extractor: as it was.
+            others: what a file cannot hold: ``heads``, ``placement``, ``store``; and any other argument.
+
+        Raises:
+            BadInput: the file is missing, cut short, or something else; other experts, tensors or extractor.
+        """
+        saved = SavedFusion.load(path)
+        found = cls(base, experts, extractor, **{**saved.about["arguments"], **others})
+        found._check()
+        found._open()
+        opened = {"names": list(found.names_), "tensors": list(found.tensors_), "extractor": found._extractor.digest}
+        other = [what for what, own in opened.items() if own != saved.about[what]]
+        if other:
+            raise BadInput(f"{path} was learned with other {other[0]}. Give the experts and extractor that it was.")
+        found._take(saved.hypernetwork)
+        found.tasks_, found.learned_ = tuple(saved.about["tasks"]), saved.learned
+        found.family_ = found.family_.given_statistics(saved.statistics)
+        found._finish(saved.coefficients, saved.about["adaptation"])
+        return found
+
+    def plot(self, picture: Picture = "tasks", ax: Any = None, task: str | None = None) -> Any:
+        """Draws mean coefficients by task, one task's by layer, or how they were learned; returns the axes.
+
+        Args:
+            picture: ``tasks``, ``layers`` or ``learning``.
+            ax: where; None: a new figure.
+            task: of ``layers``; None: the mean over all tasks.
+
+        Raises:
+            BadInput: a picture that cannot be drawn.
+        """
+        check_is_fitted(self, "fused_")
+        check_picture(picture, self.level, self.learned_ is not None)
+        if picture == "learning" and self.learned_ is not None:
+            return plot_learning(self.learned_.coefficients, self.tasks_, self.names_, self.adaptation_, ax)
+        if picture == "layers":
+            rows = [row for row, name in enumerate(self.tasks_) if task in (None, name)]
+            found = self.coefficients_[rows].mean(0)
+            note = f"{task or 'mean over tasks'}, {self.adaptation_}"
+            return plot_by_layer(found, self.dead_, self.names_, self.tensors_, note, ax)
+        layers = self.level == "layer"
+        found = np.nanmean(np.where(self.dead_, np.nan, self.coefficients_), -1) if layers else self.coefficients_
+        return plot_by_task(found, self.tasks_, self.names_, self.adaptation_, ax)
 
     @property
     def engine_(self) -> str:
@@ -439,20 +471,3 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         if unknown:
             known = ", ".join(self.family_.networks)
             raise BadInput(f"there are data of {unknown[0]!r} and no such expert; there are {known}.")
-
-
-def _by_task(networks: Mapping[str, TaskNetwork], streams: Mapping[str, Featured]) -> Iterator[Iterable[Sampled]]:
-    """Steps of one batch of each task, made one after the other as they are used."""
-    endless = {task: stream.endlessly() for task, stream in streams.items()}
-    while True:
-        yield (Sampled(i, [networks[task]], *next(its)) for i, (task, its) in enumerate(endless.items()))
-
-
-def _by_group(groups: Groups, networks: Sequence[TaskNetwork], stream: Featured) -> Iterator[Iterable[Sampled]]:
-    """Steps of one batch of a mixed stream, in parts that are alike."""
-    for batch, features in stream.endlessly():
-        yield (
-            Sampled(i, networks, rows_of(batch, rows), features[rows], share=len(rows) / len(features))
-            for i, rows in enumerate(groups.rows(features))
-            if len(rows)
-        )

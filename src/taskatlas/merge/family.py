@@ -27,6 +27,7 @@ Expert = Model | Checkpoint | Path | str
 """A network, its tensors by name, a checkpoint, a weights file or model folder, a PEFT folder with a LoRA adapter."""
 
 _HERE = Placement()
+_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +125,31 @@ class Family:
         Raises:
             BadInput: as ``reestimate_batch_norm``.
         """
-        networks = dict(self.networks)
+        found = {}
         for task, its in batches.items():
             network = self.networks[task]
             merged = self.vectors.state(self.vectors.merged(coefficients[task]))
             tensors = {name: value.to(network.device) for name, value in {**merged, **network.kept}.items()}
-            found = batch_moments(network.network, its, tensors=tensors, who=f"the network of task {task!r}")
-            statistics = {f"{name}.running_mean": moments.mean.float() for name, moments in found.items()}
-            statistics |= {f"{name}.running_var": moments.variance.float() for name, moments in found.items()}
-            moved = {name: value.to(network.device, network.precision) for name, value in statistics.items()}
+            seen = batch_moments(network.network, its, tensors=tensors, who=f"the network of task {task!r}")
+            found[task] = {f"{name}.running_mean": moments.mean for name, moments in seen.items()}
+            found[task] |= {f"{name}.running_var": moments.variance for name, moments in seen.items()}
+        return self.given_statistics(found)
+
+    def statistics(self) -> dict[str, dict[str, Tensor]]:
+        """BatchNorm's statistics of each task, where they are not simply those of the base."""
+        if not self.moving_statistics:
+            return {}
+        return {
+            task: {name: value for name, value in network.kept.items() if name.endswith(_STATISTICS)}
+            for task, network in self.networks.items()
+        }
+
+    def given_statistics(self, statistics: Mapping[str, Mapping[str, Tensor]]) -> "Family":
+        """The family with these statistics for each of these tasks."""
+        networks = dict(self.networks)
+        for task, its in statistics.items():
+            network = networks[task]
+            moved = {name: value.to(network.device, network.precision) for name, value in its.items()}
             networks[task] = replace(network, kept={**network.kept, **moved})
         return replace(self, networks=networks)
 
@@ -173,8 +190,6 @@ def _network(task: str, expert: object, base: Model) -> nn.Module:
 
 def _statistics_move(base: Mapping[str, Tensor], vectors: Vectors) -> bool:
     return any(
-        name.endswith(("running_mean", "running_var"))
-        and name in base
-        and not torch.allclose(base[name].to(value), value)
+        name.endswith(_STATISTICS) and name in base and not torch.allclose(base[name].to(value), value)
         for name, value in vectors.fixed.items()
     )

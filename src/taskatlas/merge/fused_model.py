@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from taskatlas.merge.clusters import Clusters
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.family import Family
 from taskatlas.merge.fusion_data import Data, Featured
+from taskatlas.merge.fusion_files import export_model
 from taskatlas.merge.fusion_learning import surest
 from taskatlas.merge.hypernetwork import Hypernetwork
 from taskatlas.merge.mixing import Mixing, mixed
@@ -26,7 +29,7 @@ from taskatlas.store import Store
 _AT_ONCE = 32  # samples of a probe that pass together
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class FusedModel:
     """Experts under a hypernetwork; samples are a ``Probe``, ``Unlabelled``, one batch, or a list or loader of batches.
 
@@ -62,6 +65,22 @@ class FusedModel:
             yield runs(runs.network.inputs(batch), self._coefficients(features))
             self.chosen = runs.chosen
 
+    def predict_log_proba(self, X: Data | Batch, task: str) -> Float[np.ndarray, "n C"]:
+        """Log-probabilities of every sample, through a task's head."""
+        return np.concatenate([torch.log_softmax(logits, -1).cpu().numpy() for logits in self.logits(X, task)])
+
+    def predict(self, X: Data | Batch, task: str | None = None) -> Int64[np.ndarray, " n"]:
+        """The class of every sample.
+
+        Args:
+            X: the samples.
+            task: whose head; None: for each sample the head that is surest, see ``inferred``. A score with heads known
+                and one with heads inferred are two results: say which.
+        """
+        if task is None:
+            return self.inferred(X)[1]
+        return np.concatenate([logits.argmax(1).cpu().numpy() for logits in self.logits(X, task)])
+
     def inferred(self, X: Data | Batch) -> tuple[np.ndarray, Int64[np.ndarray, " n"]]:
         """For every sample the task whose head is surest, by entropy as a share of ln C, and the class that it says."""
         names = self.family.different()
@@ -76,16 +95,56 @@ class FusedModel:
             self.chosen = several[0].chosen
         return np.array(tasks), np.array(classes, dtype=np.int64)
 
-    def state(self, coefficients: Float[np.ndarray, "N *T"], task: str | None = None) -> dict[str, Tensor]:
-        """The tensors of the model that is merged with these coefficients.
+    def score(self, X: Any, y: Any = None, task: str | None = None) -> float:
+        """The share of samples that are right.
 
         Args:
-            coefficients: of one model.
+            X: the samples.
+            y: their classes; None: the labels of the probe.
+            task: as ``predict``.
+
+        Raises:
+            BadInput: there are no labels.
+        """
+        truth = getattr(getattr(X, "probe", X), "labels", None) if y is None else y
+        if truth is None:
+            raise BadInput("there are no labels to score against. Give a probe with labels, or y.")
+        return float(np.mean(self.predict(X, task) == np.asarray(truth)))
+
+    def merged_for(self, X: Data | Batch, task: str | None = None) -> dict[str, Tensor]:
+        """The tensors of the one model that is merged for the mean coefficients of these samples.
+
+        Args:
+            X: one batch or many.
             task: whose own tensors (head, BatchNorm statistics) go along; None: none.
         """
+        return self.state(self.coefficients(X).mean(0), task)
+
+    def state(self, coefficients: Float[np.ndarray, "N *T"], task: str | None = None) -> dict[str, Tensor]:
+        """The tensors of the model that is merged with these coefficients; ``task`` as in ``merged_for``."""
         vectors = self.family.vectors
         merged = vectors.state(vectors.merged(torch.from_numpy(np.asarray(coefficients))))
         return merged if task is None else {**merged, **self.network(task).kept}
+
+    def export(
+        self, folder: Path | str, X: Data | Batch, task: str, *, like: Path | str | None = None, learned: str = ""
+    ) -> None:
+        """Writes the model that is merged for some samples as an ordinary checkpoint folder, with a receipt.
+
+        Args:
+            folder: where to.
+            X: as ``merged_for``.
+            task: whose head it has.
+            like: a model folder whose tokenizer and image processor go along.
+            learned: on which samples the hypernetwork was trained; goes into the receipt.
+
+        Raises:
+            BadInput: no such task, or the place cannot be written.
+        """
+        coefficients = self.coefficients(X).mean(0)
+        names = self.family.vectors.names
+        about = {"task": task, "experts": names, "coefficients": coefficients.tolist(), "learned on": learned}
+        export_model(folder, self.network(task).network, self.state(coefficients, task), about, like)
 
     @contextmanager
     def steered(self, base: nn.Module, X: Batch) -> Iterator[nn.Module]:

@@ -113,66 +113,6 @@ class Featured:
             yield batch, torch.from_numpy(np.array(self._features[rows]))
 
 
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """Samples of unknown task, told apart by their features.
-
-    Attributes:
-        centres: of k-means, on standardised features, (K, d).
-        mean: of the features.
-        scale: their standard deviation.
-    """
-
-    centres: Float[Tensor, "K d"]
-    mean: Float[Tensor, " d"]
-    scale: Float[Tensor, " d"]
-
-    @classmethod
-    def of(cls, features: Float[Tensor, "n d"], count: int, seed: int = 0) -> "Groups":
-        """Finds groups by k-means, started as k-means++ does.
-
-        Raises:
-            BadInput: fewer samples than groups.
-
-        Example:
-            >>> x = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
-            >>> groups = Groups.of(x, 2)
-            >>> [len(rows) for rows in groups.rows(x)]
-            [2, 2]
-        """
-        from scipy.cluster.vq import kmeans2
-
-        if len(features) < count:
-            raise BadInput(f"{len(features)} samples cannot be told apart into {count} groups. Give more.")
-        deviation, mean = torch.std_mean(features.double(), 0, correction=0)
-        scale = deviation.where(deviation > 1e-6, torch.ones_like(deviation))
-        standard = ((features - mean) / scale).numpy()
-        centres, _ = kmeans2(standard, count, minit="++", rng=np.random.default_rng(seed), missing="warn")
-        return cls(torch.from_numpy(centres), mean, scale)
-
-    def rows(self, features: Float[Tensor, "n d"]) -> list[Tensor]:
-        """Which samples are of which group; some groups may have none."""
-        nearest = torch.cdist((features - self.mean) / self.scale, self.centres).argmin(1)
-        return [(nearest == group).nonzero()[:, 0] for group in range(len(self.centres))]
-
-
-def rows_of(batch: Batch, rows: Tensor) -> Batch:
-    """Some samples of a batch.
-
-    Example:
-        >>> rows_of({"x": torch.arange(3), "name": "a"}, torch.tensor([2]))
-        {'x': tensor([2]), 'name': 'a'}
-    """
-    if isinstance(batch, tuple | list):
-        return rows_of(batch[0], rows)
-    if isinstance(batch, Tensor):
-        return batch[rows.to(batch.device)]
-    return {
-        name: value[rows.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
-        for name, value in batch.items()
-    }
-
-
 def _samples(batch: Batch) -> list[str]:
     """A digest for each sample of a batch."""
     found = batch[0] if isinstance(batch, tuple | list) and batch else batch

@@ -23,10 +23,10 @@ from taskatlas.engine import track
 from taskatlas.errors import WorkFailed
 from taskatlas.merge.adamerging import mean_entropy
 from taskatlas.merge.flat_model import FlatModel
+from taskatlas.merge.fusion_steps import Sampled
 from taskatlas.merge.hypernetwork import Hypernetwork
 from taskatlas.merge.task_network import TaskNetwork
 from taskatlas.merge.task_vectors import Level
-from taskatlas.merge.unlabelled import Batch
 
 Optimizer = Literal["adam", "adamw"]
 
@@ -52,25 +52,6 @@ class Learned:
     marginal_entropy: Float[np.ndarray, "S K"]
     reached: frozenset[str]
     collapsed: Mapping[str, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Sampled:
-    """One batch of a step.
-
-    Attributes:
-        position: of its task, or group, among K.
-        networks: that may be its own; one where the task is known.
-        batch: the samples.
-        features: of them.
-        share: of the samples of its step's stream.
-    """
-
-    position: int
-    networks: Sequence[TaskNetwork]
-    batch: Batch
-    features: Float[Tensor, "batch d"]
-    share: float = 1.0
 
 
 def learn(

@@ -167,6 +167,42 @@ def read_hypernetwork(path: Path | str, experts: int, bound: Bound = "none") -> 
     return found
 
 
+def published_hypernetwork(
+    path: Path | str,
+    order: tuple[Sequence[str], Sequence[str] | None],
+    wanted: tuple[Sequence[str], Sequence[str] | None],
+    bound: Bound = "none",
+) -> Hypernetwork:
+    """A published hypernetwork with its outputs in another order.
+
+    Args:
+        path: as ``read_hypernetwork``.
+        order: the experts in the order of its outputs, and the tensors; no tensors where it is task-wise.
+        wanted: the same experts and tensors, or some of the tensors, in the order wanted.
+        bound: that it was trained with.
+
+    Raises:
+        BadInput: as ``read_hypernetwork``; other experts, another number of tensors, one that it does not have.
+    """
+    (experts, tensors), (wanted_experts, wanted_tensors) = order, wanted
+    if sorted(experts) != sorted(wanted_experts):
+        raise BadInput(f"the experts here are {', '.join(wanted_experts)}, and not {', '.join(experts)}.")
+    found = read_hypernetwork(path, len(experts), bound)
+    expected = (len(experts),) if tensors is None else (len(experts), len(tensors))
+    missing = [name for name in wanted_tensors or () if name not in (tensors or ())]
+    if found.shape != expected or missing:
+        of_which = f"; {missing[0]!r} is not among them" if missing else ""
+        raise BadInput(
+            f"{path} has coefficients {found.shape}, and {expected} are expected{of_which}. "
+            "Choose the other level, or name its tensors in its order: tensors=[...]."
+        )
+    rows = [list(experts).index(name) for name in wanted_experts]
+    if tensors is None or wanted_tensors is None:
+        return found.remapped(rows)
+    same = [[float(name == own) for own in wanted_tensors] for name in tensors]
+    return found.remapped(rows, torch.tensor(same))
+
+
 def _plain_tensors(path: Path) -> dict[str, Tensor]:
     """The file's tensors, also those of a whole ``nn.Sequential``, in their order."""
     try:
