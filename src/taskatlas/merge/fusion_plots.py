@@ -40,10 +40,11 @@ def plot_by_layer(
     note: str = "",
     ax: Any = None,
 ) -> Any:
-    """A heat map of each expert's coefficient in each tensor, dead ones left blank; returns the axes."""
+    """A heat map of each expert's coefficient in each tensor, dead ones grey; returns the axes."""
     ax = _axes((9.0, 1.6 + 0.4 * len(experts))) if ax is None else ax
     image = _heat(ax, np.where(dead, np.nan, coefficients), aspect="auto")
-    ax.figure.colorbar(image, ax=ax, label="coefficient λ\n(blank: dead)")
+    ax.set_facecolor("0.6")
+    ax.figure.colorbar(image, ax=ax, label="coefficient λ\n(grey: dead)")
     ax.set_yticks(range(len(experts)), experts)
     shown = np.unique(np.linspace(0, len(tensors) - 1, min(8, len(tensors))).round().astype(int))
     ax.set_xticks(shown, [_short(tensors[place]) for place in shown], rotation=20, ha="right", fontsize=7)
@@ -67,7 +68,8 @@ def plot_learning(
             ax.plot(path[:, k, others].mean(1), color=colour, linestyle=":", label=label if own is None else None)
     ax.set(xlabel="step", ylabel="mean coefficient λ", title=_title("Coefficients while learning", note))
     if len(tasks) <= _MANY:
-        ax.legend(title="task: its own expert\n(dotted: mean of the others)", frameon=False, fontsize=8)
+        title = "task: its own expert\n(dotted: mean of the others)"
+        ax.legend(title=title, title_fontsize=8, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
