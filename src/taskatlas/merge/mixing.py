@@ -26,7 +26,7 @@ from taskatlas.merge.low_rank import LowRankVectors, Vectors
 from taskatlas.merge.task_vectors import TaskVectors
 
 _FEW_POSITIONS = 2  # up to here mixing N outputs is cheaper than forming weights
-_WORKSPACE = 2**22  # elements of weights that are formed at a time, for all samples together: they stay in cache
+_WORKSPACE = 2**20  # elements of weights that are formed at a time, for all samples together: they stay in cache
 
 _CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
