@@ -9,7 +9,7 @@ from tests.cli.make import MAP, SOURCE, TRANSFER
 
 from taskatlas.cli import app
 
-COMMANDS = ("", "zoo", "zoo ls", "map", "select", "transfer", "evaluate", "report", "check", "demo")
+COMMANDS = ("", "zoo", "zoo ls", "map", "select", "transfer", "merge", "evaluate", "report", "check", "demo")
 PICK = ("--pick", "a,c")
 
 DOCUMENTS = {

@@ -130,6 +130,7 @@ def test_heads_of_other_shapes_are_each_tasks_own():
     base, experts = Classifier(0, 2), {"a": Classifier(1, 3), "b": Classifier(2, 4)}
     found = adamerge(base, experts, streams(experts), steps=3)
     assert found.tensors == ("body.weight", "body.bias")
+    assert "each expert's own: head.bias, head.weight" in repr(found)
     assert {task: its["head.bias"].shape for task, its in found.own.items()} == {"a": (3,), "b": (4,)}
     for task, expert in experts.items():
         merged = found.state_for(task)

@@ -3,8 +3,6 @@
 import json
 import os
 import resource
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from tests.merge.material import recipe, snapshot, tensors, write, write_models,
 from taskatlas.cli import main
 from taskatlas.merge.execute import merge_recipe
 
-SOURCE = Path(__file__).parents[2] / "src"
 GOOD = {"merge_method": "linear", "models": [{"model": "a.safetensors"}, {"model": "b.safetensors"}]}
 HALVES = {"weight": 0.5}
 
@@ -242,6 +239,13 @@ def test_damaged_weights(refused, attack, said):
         assert message == refused("r.yml", "--dry-run")
 
 
+def test_nan_where_a_whole_model_is_looked_through(refused):
+    nan()
+    settings = {"weight": 1, "density": 0.5, "scope": "model"}
+    write_recipe("r.yml", **{**GOOD, "merge_method": "ties", "base_model": "c.safetensors"}, parameters=settings)
+    assert "'model.layers.1.mlp.down_proj.weight' of a.safetensors holds NaN" in refused("r.yml", "out")
+
+
 def test_a_result_that_its_type_cannot_hold(refused):
     write_recipe("r.yml", **GOOD, parameters={"weight": 1e6, "normalize": False}, dtype="float16")
     assert "elements too large for float16" in refused("r.yml", "out")
@@ -277,29 +281,23 @@ def test_a_disk_that_is_full_from_the_start(refused, monkeypatch):
     assert "no space left for out" in refused("r.yml", "out")
 
 
-def test_a_disk_that_fills_up_on_the_way(place):
+def test_a_disk_that_fills_up_on_the_way(place, run):
     """No file may be longer than 64 kB: what was finished is kept, and the rest follows when there is room."""
     for name in "xy":
         content = {f"h.{layer}.w": torch.full((100, 100 + 100 * (layer == 3)), 1.0) for layer in range(4)}
         write(f"{name}.safetensors", content)
     models = [{"model": f"{name}.safetensors"} for name in "xy"]
     write_recipe("d.yml", merge_method="linear", models=models, parameters=HALVES)
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-    path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
-    ran = subprocess.run(
-        [sys.executable, "-m", "taskatlas", "merge", "d.yml", "out", "--shard-size", "40KB"],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 2, ran.stderr
-    assert "no space left to write" in ran.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        ran = run("merge", "d.yml", "out", "--shard-size", "40KB")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ran.code == 2
+    assert "no space left to write" in ran.err
     assert not list(Path("out").glob("model*"))
-    result = merge_recipe("d.yml", "out", shard_size=40_000)
-    assert result.kept == 3
+    ran = run("merge", "d.yml", "out", "--shard-size", "40KB")
+    assert ran.code == 0
+    assert "3 of 4 files were finished before" in ran.out
     assert Path("out/receipt.json").is_file()

@@ -100,16 +100,21 @@ def reopened(out, family, expected):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_linear_and_task_arithmetic(models, tmp_path, family):
+def test_linear(models, tmp_path, family):
+    a, b, _ = models(family).values()
+    merge_recipe(recipe("linear", [("a", {"weight": 1}), ("b", {"weight": 3})]), tmp_path / "out")
+    reopened(tmp_path / "out", family, {name: (value + 3 * b[name]) / 4 for name, value in a.items()})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_task_arithmetic(models, tmp_path, family):
     a, b, c = models(family).values()
-    merge_recipe(recipe("linear", [("a", {"weight": 1}), ("b", {"weight": 3})]), tmp_path / "linear")
-    reopened(tmp_path / "linear", family, {name: (value + 3 * b[name]) / 4 for name, value in a.items()})
     made = recipe(
         "task_arithmetic", [("b", {"weight": 0.5}), ("c", {"weight": -2})], base_model="a", parameters={"lambda": 0.5}
     )
-    merge_recipe(made, tmp_path / "arithmetic")
+    merge_recipe(made, tmp_path / "out")
     expected = {name: value + 0.5 * (0.5 * (b[name] - value) - 2 * (c[name] - value)) for name, value in a.items()}
-    reopened(tmp_path / "arithmetic", family, expected)
+    reopened(tmp_path / "out", family, expected)
 
 
 def trimmed(tensor, share):
@@ -194,24 +199,29 @@ def stacked(a, b, stack, ranges):
     return found | {name: (a if any(part in name for part in feeds) else last)[name] for name in outside}
 
 
+DEEPER, SHALLOWER = ((0, 3), (1, 4), (0, 2)), ((0, 1), (3, 4))
+
+
 @pytest.mark.parametrize(
-    ("family", "stack"),
-    [("llama", "model.layers"), ("qwen", "model.layers"), ("gpt2", "transformer.h"), ("bert", "bert.encoder.layer")],
+    ("family", "stack", "ranges"),
+    [
+        ("llama", "model.layers", SHALLOWER),
+        ("qwen", "model.layers", DEEPER),
+        ("gpt2", "transformer.h", DEEPER),
+        ("bert", "bert.encoder.layer", DEEPER),
+    ],
 )
-def test_layers_stacked_and_pruned(models, tmp_path, family, stack):
+def test_layers_stacked_and_pruned(models, tmp_path, family, stack, ranges):
     a, b, _ = models(family).values()
-    for name, ranges in {"deeper": [(0, 3), (1, 4), (0, 2)], "shallower": [(0, 1), (3, 4)]}.items():
-        rows = [
-            {"sources": [{"model": "ab"[number % 2], "layer_range": list(layers)}]}
-            for number, layers in enumerate(ranges)
-        ]
-        merge_recipe(MergeRecipe.from_dict({"merge_method": "passthrough", "slices": rows}), tmp_path / name)
-        model = reopened(tmp_path / name, family, stacked(a, b, stack, ranges))
-        count = sum(stop - start for start, stop in ranges)
-        assert model.config.num_hidden_layers == count
-        if family == "qwen":
-            kinds = ["full_attention", "sliding_attention"] * 2
-            assert model.config.layer_types == [kinds[layer] for start, stop in ranges for layer in range(start, stop)]
+    rows = [
+        {"sources": [{"model": "ab"[number % 2], "layer_range": list(layers)}]} for number, layers in enumerate(ranges)
+    ]
+    merge_recipe(MergeRecipe.from_dict({"merge_method": "passthrough", "slices": rows}), tmp_path / "out")
+    model = reopened(tmp_path / "out", family, stacked(a, b, stack, ranges))
+    assert model.config.num_hidden_layers == sum(stop - start for start, stop in ranges)
+    if family == "qwen":
+        kinds = ["full_attention", "sliding_attention"] * 2
+        assert model.config.layer_types == [kinds[layer] for start, stop in ranges for layer in range(start, stop)]
 
 
 def test_passthrough_with_scaled_tensors(models, tmp_path):

@@ -43,17 +43,14 @@ def merge(
         shard_size: The most that a file of the result may hold.
         dry_run: Say what would be read, merged and written, and stop.
     """
-    from taskatlas.merge.execute import carry_out
-    from taskatlas.merge.make_plan import make_plan
+    from taskatlas.merge import carry_out, make_plan
     from taskatlas.merge.shards import parse_size
-    from taskatlas.zoo import Zoo
 
     out = folder or common.out
     if out is None and not dry_run:
         raise BadInput("there is no place for the merged model. Name one: taskatlas merge RECIPE FOLDER.")
     started = time.perf_counter()
-    opened = None if zoo is None else Zoo.open(zoo)
-    plan = make_plan(recipe, zoo=opened, seed=common.seed, shard_size=parse_size(shard_size))
+    plan = make_plan(recipe, zoo=zoo, seed=common.seed, shard_size=parse_size(shard_size))
     if dry_run or out is None:
         emit(common, {"out": out, **plan.document}, _plan_lines(plan))
         return

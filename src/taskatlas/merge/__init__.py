@@ -4,25 +4,43 @@ from taskatlas.merge.adamerged import AdaMerged
 from taskatlas.merge.adamerging import adamerge
 from taskatlas.merge.batch_norm import reestimate_batch_norm
 from taskatlas.merge.evaluation import evaluate
+from taskatlas.merge.execute import MergeResult, carry_out, merge_recipe
 from taskatlas.merge.fisher import diagonal_fisher, fisher, fisher_merge
+from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.merge_models import merge_models
+from taskatlas.merge.methods import METHODS, Method, merge_tensor
+from taskatlas.merge.operands import Operands
+from taskatlas.merge.plan import MergePlan
+from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.regmean import LayerInputs, gram_matrices, layer_inputs, regmean
 from taskatlas.merge.scores import Evaluation
 from taskatlas.merge.task_vectors import TaskVectors
 from taskatlas.merge.unlabelled import Unlabelled
 
 __all__ = [
+    "METHODS",
     "AdaMerged",
     "Evaluation",
     "LayerInputs",
+    "MergePlan",
+    "MergeRecipe",
+    "MergeResult",
+    "Method",
+    "Operands",
     "TaskVectors",
     "Unlabelled",
     "adamerge",
+    "carry_out",
     "diagonal_fisher",
     "evaluate",
     "fisher",
     "fisher_merge",
     "gram_matrices",
     "layer_inputs",
+    "make_plan",
+    "merge_models",
+    "merge_recipe",
+    "merge_tensor",
     "reestimate_batch_norm",
     "regmean",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from taskatlas.errors import BadInput
 from taskatlas.merge.task_vectors import Level
 from taskatlas.store import atomic_write, digest
+from taskatlas.zoo.builders import some
 from taskatlas.zoo.weights import tensors_digest
 
 _FORMAT = "taskatlas.adamerged/1"
@@ -69,8 +70,10 @@ class AdaMerged:
         more = " ..." if len(means) > 6 else ""
         edge = max(1, len(self.entropy) // 10)
         first, last = self.entropy[:edge].mean(), self.entropy[-edge:].mean()
+        own = sorted({name for its in self.own.values() for name in its})
         notes = [
             "transductive" if self.transductive else "",
+            f"each expert's own: {some(own)}" if own else "",
             f"equal to the base: {', '.join(self.dropped)}" if self.dropped else "",
             f"{int(self.dead.sum())} of {self.dead.size} coefficients dead" if self.dead.any() else "",
             f"predictions collapsed: {', '.join(self.collapsed)}" if self.collapsed else "",

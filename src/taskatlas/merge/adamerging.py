@@ -27,7 +27,8 @@ from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.merge.adamerged import AdaMerged
 from taskatlas.merge.batch_norm import Moments, batch_moments, batch_norms, batch_statistics, but_statistics
 from taskatlas.merge.flat_model import FlatModel
-from taskatlas.merge.task_vectors import Level, Model, TaskVectors, differing, named_tensors
+from taskatlas.merge.state import Model, named_tensors
+from taskatlas.merge.task_vectors import Level, TaskVectors, differing
 from taskatlas.merge.unlabelled import Batch, batch_length, call, endless, logits_of, network_inputs, placed
 from taskatlas.probe import quiet
 from taskatlas.zoo.weights import first_line
@@ -61,8 +62,9 @@ def adamerge(
     while λ is learned; those of the merged network are estimated at the end, pooled over all tasks.
 
     Args:
-        base: what the experts were trained from: a network, or its tensors by name.
-        experts: task -> its network, which runs with merged weights; or its tensors, for which the base runs.
+        base: what the experts were trained from: a module, tensors by name, a checkpoint, or a path of weights.
+        experts: task -> the same. A module runs with merged weights in place of its own; where an expert is none, the
+            base has to be a module and runs for it, with the expert's own tensors.
         data: task -> batches (tensors, mappings that go by keyword, or tuples that start with one), which can be passed
             over again; see ``Unlabelled``. Not the samples that are scored later, or say ``transductive``.
         level: ``task``: a coefficient an expert; ``layer``: one for each expert and tensor.
@@ -102,7 +104,8 @@ def adamerge(
     with ExitStack() as stack:
         for module in _different([*networks.values(), *heads.values()]):
             stack.enter_context(quiet(module))
-            stack.enter_context(batch_statistics(module))
+        for network in _different(networks.values()):
+            stack.enter_context(batch_statistics(network))
         _seed_everything(seed)  # quiet puts back the states that it found
         learned = _learn(vectors, networks, heads, data, level, steps, learning_rate, initial)
         state = vectors.state(learned.theta)
@@ -242,7 +245,7 @@ def _network(task: str, base: Model, experts: Mapping[str, Model]) -> nn.Module:
         if isinstance(model, nn.Module):
             return model
     raise BadInput(
-        f"there is no network to run task {task!r} with: its expert and the base are tensors by name. "
+        f"there is no network to run task {task!r} with: neither its expert nor the base is a module. "
         "Give one of them as a module."
     )
 
@@ -254,7 +257,7 @@ def _different(things: Iterable[object]) -> list[nn.Module]:
 
 def _precision(base: Model) -> torch.dtype:
     """float64 where the base has it, else float32, whatever the weights are stored in."""
-    wide = any(value.dtype == torch.float64 for value in named_tensors(base).values())
+    wide = any(value.dtype == torch.float64 for value in named_tensors(base, "the base").values())
     return torch.float64 if wide else torch.float32
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.task_vectors import Model, named_tensors
+from taskatlas.merge.state import Model, named_tensors
 from taskatlas.zoo.builders import some
 
 
@@ -53,7 +53,7 @@ class Aligned:
         found = {
             name: {
                 key: value
-                for key, value in named_tensors(models[name]).items()
+                for key, value in named_tensors(models[name], name).items()
                 if not any(fnmatchcase(key, pattern) for pattern in own)
             }
             for name in names

@@ -7,7 +7,7 @@ method of the family is a setting of ``combine``.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -46,7 +46,8 @@ def combine(
             for model, vector in enumerate(vectors)
         )
     if elect:
-        merged = elected_sum(list(vectors), weights, normalize=normalize)
+        alike = len(set(weights)) == 1 and weights[0] > 0
+        merged = elected_sum(list(vectors), weights, normalize=normalize, weighted_votes=not alike)
     else:
         total = sum(weights) if normalize else 1.0
         merged = torch.zeros(piece.shape, dtype=piece.dtype)
@@ -91,22 +92,43 @@ def model_thresholds(tensors: Sequence[Operands], threads: int | None = None) ->
     as it is done where memory is short.
 
     Args:
-        tensors: with the same models in the same order, and with the densities of the first.
+        tensors: with the same models in the same order, and with the densities of the first. They are asked for one by
+            one and more than once, so a sequence may map files as it is asked.
         threads: as many as torch has where None.
 
     Returns:
         One a model, in the order of ``models``; to be given to each as its parameter ``threshold``.
     """
-    tensors = [operands.flat() for operands in tensors if operands.everything[0].is_floating_point()]
-    total = sum(operands.shape[0] for operands in tensors)
+    vectors = _Vectors(tensors)
+    total = sum(operands.shape[0] for operands in vectors)
     if not total:
         return []
-    densities = [parameters["density"] for parameters in tensors[0].parameters]
+    densities = [parameters["density"] for parameters in vectors[0].parameters]
     ranks = [[how_many(density, total)] if 0 < density < 1 else [] for density in densities]
-    found = kth_largest(tensors, magnitudes, ranks, threads) if any(ranks) else [[] for _ in ranks]
+    found = kth_largest(vectors, magnitudes, ranks, threads) if any(ranks) else [[] for _ in ranks]
     return [
         values[0] if values else 0.0 if density else math.inf for values, density in zip(found, densities, strict=True)
     ]
+
+
+class _Vectors(Sequence[Operands]):
+    """Tensors of numbers as vectors, each made when it is asked for and held by nobody else."""
+
+    def __init__(self, tensors: Sequence[Operands]) -> None:
+        self._tensors = tensors
+        self._places = [place for place, one in enumerate(tensors) if one.everything[0].is_floating_point()]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int, /) -> Operands: ...
+    @overload
+    def __getitem__(self, place: slice, /) -> Sequence[Operands]: ...
+    def __getitem__(self, place: int | slice, /) -> Operands | Sequence[Operands]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(len(self))[place]]
+        return self._tensors[self._places[place]].flat()
 
 
 def middle_kept(operands: Operands, threads: int | None = None) -> list[tuple[float, float]]:

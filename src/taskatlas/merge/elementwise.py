@@ -14,7 +14,8 @@ def nearswap(piece: Operands, _measured: None = None) -> Tensor:
     """
     assert piece.base is not None
     base, t = piece.base.to(piece.dtype), piece.settings["t"]
-    return torch.sub(piece.tensors[0], base).clamp_(-t, t).add_(base)
+    difference = torch.sub(piece.tensors[0], base)
+    return difference.clamp(-t, t).add_(base).add_(difference, alpha=0.0)  # of infinity this makes NaN, which is told
 
 
 def passthrough(piece: Operands, _measured: None = None) -> Tensor:

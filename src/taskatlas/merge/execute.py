@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from taskatlas.engine import track_bytes
+from taskatlas.engine import track, track_bytes
 from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import cut_stacks
 from taskatlas.merge.folder import tokenizer_folder, write_beside
@@ -71,7 +71,7 @@ def merge_recipe(
     recipe: MergeRecipe | str | Path,
     out: str | Path,
     *,
-    zoo: Zoo | None = None,
+    zoo: Zoo | str | Path | None = None,
     seed: int = 0,
     shard_size: int = SHARD_SIZE,
 ) -> MergeResult:
@@ -84,7 +84,7 @@ def merge_recipe(
     Args:
         recipe: a recipe or its file, in mergekit's YAML.
         out: a folder; made if it is not there, and empty unless an earlier run of the same merge left it.
-        zoo: whose checkpoints the recipe may name.
+        zoo: whose checkpoints the recipe may name, or where it is.
         seed: of random methods.
         shard_size: the most bytes of a file of the result.
 
@@ -124,7 +124,7 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
     out = Path(out)
     unfinished = out / f"{_UNFINISHED}{plan.digest[:16]}"
     tokenizer = tokenizer_folder(plan.recipe, plan.sources, plan.config_from)
-    kept = 0
+    kept = len(plan.shards)
     if _is_finished(plan, out):
         shutil.rmtree(unfinished, ignore_errors=True)
     else:
@@ -175,6 +175,9 @@ def _write_shards(
 ) -> dict[str, str]:
     """Merges and writes the shards that are not there yet; returns the digests of all."""
     outputs = {}
+    for _ in track([None] if any(tensor.whole_model for tensor in plan.tensors) else [], "measuring whole models"):
+        with _unusable():
+            _ = plan.thresholds  # a look at everything before the first tensor is merged
     with track_bytes("merging", plan.bytes_written) as advance:
         for shard in plan.shards:
             if shard.name in kept:
@@ -202,8 +205,14 @@ def _merged(plan: MergePlan, shard: Shard, pool: ThreadPoolExecutor) -> Iterator
 def _merge_and_expect(plan: MergePlan, tensor: PlannedTensor, after: PlannedTensor | None) -> Tensor:
     for model, name in () if after is None else after.reads:
         plan.sources[model].expect(name)
-    try:
+    with _unusable():
         return plan.merge(tensor)
+
+
+@contextmanager
+def _unusable() -> Iterator[None]:
+    try:
+        yield
     except BadInput as error:
         raise _UnusableOperand(str(error)) from error
 

@@ -24,11 +24,11 @@ from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.aligned import Aligned
 from taskatlas.merge.opening import open_classifier
-from taskatlas.merge.task_vectors import Model
+from taskatlas.merge.state import Model
 from taskatlas.merge.unlabelled import Batch, Unlabelled, batch_length, call, logits_of, network_inputs
 from taskatlas.probe import Probe, quiet
-from taskatlas.probe.features import Openable
 from taskatlas.store import Store
+from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.weights import first_line
 
 Labels = Literal["auto", "exact", "sampled"]
@@ -39,7 +39,7 @@ _FILE = "fisher.safetensors"
 
 
 def fisher(
-    checkpoint: Openable,
+    checkpoint: Checkpoint,
     probe: Probe,
     *,
     samples: int = 256,
@@ -68,7 +68,6 @@ def fisher(
         BadInput: as ``diagonal_fisher``.
 
     Example:
-        >>> from taskatlas.zoo import Checkpoint
         >>> found = fisher(Checkpoint("net", module=nn.Linear(3, 2)), Probe.from_arrays(np.eye(3)))
         >>> {name: tuple(value.shape) for name, value in found.items()}
         {'bias': (2,), 'weight': (2, 3)}
@@ -174,7 +173,7 @@ def fisher_merge(
     float64.
 
     Args:
-        models: by name: networks, or tensors by name.
+        models: by name: modules, tensors by name, checkpoints, or paths of weights.
         fishers: model -> its information, from ``fisher`` or ``diagonal_fisher``.
         weights: model -> c_i; None: all alike.
         own: patterns of tensors that are left out, heads for instance.

@@ -217,6 +217,6 @@ def _card(recipe: MergeRecipe, *, opens: bool) -> str:
         f"Merged with taskatlas by the method `{recipe.merge_method}`, from:",
         "\n".join(rows),
         f"```yaml\n{recipe.text}```",
-        "`receipt.json` has the digests of everything that went in and came out; `taskatlas check` verifies them.",
+        "`receipt.json` says what went in and what came out; `taskatlas check` verifies that it still holds.",
     ]
     return "\n\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ from taskatlas.merge.assembly import Slot, assemble, stacked_layers
 from taskatlas.merge.folder import refuse_quantised
 from taskatlas.merge.methods import Method
 from taskatlas.merge.parameters import Scalar, Settings, first_value
-from taskatlas.merge.plan import COPY, SCOPE, MergedSource, MergePlan, PlannedTensor, dtype_name
+from taskatlas.merge.plan import COPY, MergedSource, MergePlan, PlannedTensor, dtype_name
 from taskatlas.merge.recipe import MergeRecipe, OutputSlice, path_of
 from taskatlas.merge.references import References
 from taskatlas.merge.shards import lay_out
@@ -28,7 +28,7 @@ _LISTED = 12  # tensors in a message
 def make_plan(
     recipe: MergeRecipe | str | Path,
     *,
-    zoo: Zoo | None = None,
+    zoo: Zoo | str | Path | None = None,
     seed: int = 0,
     shard_size: int = SHARD_SIZE,
 ) -> MergePlan:
@@ -37,7 +37,7 @@ def make_plan(
     Args:
         recipe: a recipe or its file. Models that are paths are looked for from the working folder, then from the
             recipe's.
-        zoo: whose checkpoints the recipe may name, beside those of the zoo that it names itself.
+        zoo: whose checkpoints the recipe may name, beside those of the zoo that it names itself; or where it is.
         seed: of random methods.
         shard_size: the most bytes of a file of the result; a larger tensor has one to itself.
 
@@ -45,7 +45,7 @@ def make_plan(
         BadInput: the recipe is wrong, a model is unknown or damaged, or tensors differ in shape; the message names the
             field or lists the tensors.
     """
-    return _plan(recipe, zoo, seed, shard_size, ())
+    return _plan(recipe, None if zoo is None else Zoo.open(zoo), seed, shard_size, ())
 
 
 def _plan(
@@ -145,7 +145,7 @@ def _check_scope(tensors: Sequence[PlannedTensor]) -> None:
     """Where the largest elements of a whole model are kept, it has one density."""
     densities: dict[str, float] = {}
     for tensor in tensors:
-        scope = tensor.settings.get(SCOPE, "tensor")
+        scope = tensor.settings.get("scope", "tensor")
         if scope not in ("tensor", "model"):
             raise BadInput(f"parameters.scope: {scope!r} is none. Write tensor or model.")
         for label, own in zip(tensor.labels, tensor.parameters, strict=True) if scope == "model" else ():
@@ -203,7 +203,8 @@ def _planned(recipe: MergeRecipe, one: OutputSlice, slot: Slot, sources: Mapping
     of_base = None if base is None or method.base == "none" else (base, str(slot.base))
     everyone = models if of_base is None else (*models, of_base)
     likes = [sources[model].shapes[name] for model, name in everyone]
-    if not likes[0].is_floating_point():
+    plain = likes[0].is_floating_point()
+    if not plain and not likes[0].is_complex():
         return _copied(slot.name, of_base or min(models), sources)
     dtype = likes[-1].dtype
     if of_base is None:
@@ -222,7 +223,7 @@ def _planned(recipe: MergeRecipe, one: OutputSlice, slot: Slot, sources: Mapping
     return PlannedTensor(
         slot.name,
         tuple(likes[0].shape),
-        dtype if wanted is None else getattr(torch, wanted),
+        getattr(torch, wanted) if wanted is not None and plain else dtype,
         method.name,
         models,
         _labels([model for model, _ in models]),

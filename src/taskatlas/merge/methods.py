@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,12 +91,16 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
     _check(method, operands)
     operands = operands.in_order()
     like = operands.tensors[0] if operands.base is None else operands.base
+    same = like.is_floating_point() or all(torch.equal(like, tensor) for tensor in operands.everything)
+    if like.is_complex() and not same:
+        raise BadInput(f"the tensor {operands.name!r} is complex and not the same in all models. Merge real ones.")
     if not like.is_floating_point():
         return like.clone()
     if not like.numel():
         return like.to(dtype, copy=True)
     merged, largest = torch.empty(like.numel(), dtype=dtype), torch.finfo(dtype).max
-    measured = None if method.measure is None else method.measure(operands, threads)
+    with np.errstate(all="ignore"):
+        measured = None if method.measure is None else method.measure(operands, threads)
 
     def work(piece: Operands) -> bool:
         """Whether the piece came out as numbers that the result's type can hold."""
@@ -106,7 +111,8 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
 
     if all(each_piece(work, operands.rows() if method.cut == "rows" else operands.flat(), threads)):
         return merged.view(like.shape)
-    if all(torch.equal(like, tensor) for tensor in operands.everything):
+    wide = [tensor.to(operands.dtype) for tensor in operands.everything]
+    if torch.isinf(wide[-1]).any() and all(torch.equal(wide[-1], tensor) for tensor in wide):
         return like.to(dtype, copy=True)
     refuse_not_finite(operands)
     raise BadInput(
@@ -115,17 +121,31 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
     )
 
 
-def _check(method: Method, operands: Operands) -> None:
-    """Refuses operands that the method does not take."""
-    if operands.base is None and method.base == "required":
+def check_models(method: Method, count: int, *, has_base: bool) -> None:
+    """Refuses a number of models, or a base, that the method does not take.
+
+    Args:
+        method: the method.
+        count: of models; the base is not counted.
+        has_base: whether there is a base.
+
+    Raises:
+        BadInput: says what the method takes.
+    """
+    if not has_base and method.base == "required":
         raise BadInput(f"{method.name} needs a base model. Name one, or use a method that needs none, such as linear.")
-    if operands.base is not None and method.base == "none":
+    if has_base and method.base == "none":
         raise BadInput(f"{method.name} takes no base model. Leave it out, or give it as one of the models.")
-    count, beside = len(operands.models), "" if operands.base is None else " beside the base"
     if not method.least <= count <= (method.most or count):
         wanted = f"{method.least}" if method.least == method.most else f"at least {method.least}"
+        beside = " beside the base" if has_base else ""
         raise BadInput(f"{method.name} takes {wanted} model{'s' if method.least > 1 else ''}{beside}, not {count}.")
-    several = zip(operands.models, operands.parameters, strict=True)
+
+
+def _check(method: Method, operands: Operands) -> None:
+    """Refuses operands that the method does not take."""
+    check_models(method, len(operands.models), has_base=operands.base is not None)
+    several = zip(operands.called, operands.parameters, strict=True)
     for owner, values in (*several, ("the merge", operands.settings)):
         for key, value in values.items():
             if not isinstance(value, int | float):
@@ -135,7 +155,7 @@ def _check(method: Method, operands: Operands) -> None:
             if not sound:
                 raise BadInput(f"{key} of {owner} is {value:g} at {operands.name!r}. It has to be {_said(low, high)}.")
     if "epsilon" in method.parameters:
-        for model, values in zip(operands.models, operands.parameters, strict=True):
+        for model, values in zip(operands.called, operands.parameters, strict=True):
             check_probabilities(values["density"], values["epsilon"], model)
 
 

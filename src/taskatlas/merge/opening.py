@@ -3,14 +3,12 @@
 import torch
 
 from taskatlas.errors import BadInput
-from taskatlas.probe.features import Openable
-from taskatlas.probe.forward import Opened
 from taskatlas.zoo import Checkpoint, OpenedCheckpoint
 from taskatlas.zoo.checkpoint import TRANSFORMERS
 from taskatlas.zoo.hugging_face import open_classifier as open_saved_classifier
 
 
-def open_classifier(checkpoint: Openable, device: str = "cpu") -> Opened:
+def open_classifier(checkpoint: Checkpoint, device: str = "cpu") -> OpenedCheckpoint:
     """A checkpoint's network with its classification head.
 
     Raises:
@@ -29,7 +27,7 @@ def open_classifier(checkpoint: Openable, device: str = "cpu") -> Opened:
     return found
 
 
-def open_as_saved(checkpoint: Openable, device: str = "cpu") -> Opened:
+def open_as_saved(checkpoint: Checkpoint, device: str = "cpu") -> OpenedCheckpoint:
     """A checkpoint's network under the names that its weights have in their file: with its head, where it has one.
 
     Raises:
@@ -38,8 +36,8 @@ def open_as_saved(checkpoint: Openable, device: str = "cpu") -> Opened:
     return _with_head(checkpoint, device) or checkpoint.open(device)
 
 
-def _with_head(checkpoint: Openable, device: str) -> Opened | None:
-    if not isinstance(checkpoint, Checkpoint) or checkpoint.builder != TRANSFORMERS or checkpoint.weights is None:
+def _with_head(checkpoint: Checkpoint, device: str) -> OpenedCheckpoint | None:
+    if checkpoint.builder != TRANSFORMERS or checkpoint.weights is None:
         return checkpoint.open(device)
     with torch.random.fork_rng():  # a model's parts are initialised before its weights are loaded
         found = open_saved_classifier(checkpoint.weights)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
@@ -35,6 +36,7 @@ class Operands:
         settings: of the merge: lambda, normalize and what else its method has, complete.
         seed: of random methods.
         start: the first element's position, where this is a piece of a tensor.
+        labels: what messages call the models, if not by their names.
     """
 
     name: str
@@ -45,11 +47,17 @@ class Operands:
     settings: Mapping[str, Any]
     seed: int = 0
     start: int = 0
+    labels: tuple[str, ...] = ()
 
     @property
     def everything(self) -> tuple[Tensor, ...]:
         """The tensors of all models and of the base."""
         return self.tensors if self.base is None else (*self.tensors, self.base)
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The models, as messages call them."""
+        return self.labels or self.models
 
     @property
     def shape(self) -> torch.Size:
@@ -64,7 +72,7 @@ class Operands:
 
     def in_order(self) -> "Operands":
         """The same with models in the order of their names, so that sums do not depend on how they were listed."""
-        order = sorted(range(len(self.models)), key=lambda i: self.models[i])
+        order = sorted(range(len(self.models)), key=lambda i: (self.models[i], sorted(self.parameters[i].items())))
         if order == list(range(len(order))):
             return self
         return replace(
@@ -72,6 +80,7 @@ class Operands:
             models=tuple(self.models[i] for i in order),
             tensors=tuple(self.tensors[i] for i in order),
             parameters=tuple(self.parameters[i] for i in order),
+            labels=tuple(self.labels[i] for i in order) if self.labels else (),
         )
 
     def rows(self) -> "Operands":
@@ -89,12 +98,22 @@ class Operands:
     def piece(self, start: int, stop: int) -> "Operands":
         """Of matrices the rows, of vectors the elements, from ``start`` to before ``stop``."""
         width = self.shape[1] if len(self.shape) == 2 else 1
-        return replace(
-            self,
-            tensors=tuple(tensor[start:stop] for tensor in self.tensors),
-            base=None if self.base is None else self.base[start:stop],
-            start=self.start + start * width,
-        )
+        return replace(self._each(lambda tensor: tensor[start:stop]), start=self.start + start * width)
+
+    def take(self, places: Tensor, block: int) -> "Operands":
+        """Of vectors, blocks of so many neighbours, one after the other; ``places`` counts blocks from 0."""
+        whole = self.shape[0] // block * block
+        return self._each(lambda tensor: tensor[:whole].view(-1, block)[places].reshape(-1))
+
+    def _each(self, part: Callable[[Tensor], Tensor]) -> "Operands":
+        """Of every tensor a part; floats of 8 bits, in which nothing can be computed, as wider ones."""
+
+        def computable(tensor: Tensor) -> Tensor:
+            few = part(tensor)
+            return few.to(self.dtype) if few.is_floating_point() and few.itemsize == 1 else few
+
+        base = None if self.base is None else computable(self.base)
+        return replace(self, tensors=tuple(computable(tensor) for tensor in self.tensors), base=base)
 
     def _reshaped(self, shape: Sequence[int]) -> "Operands":
         return replace(
@@ -133,15 +152,17 @@ def each_piece(function: Callable[[Operands], Result], operands: Operands, threa
         [262144, 262144, 75712]
     """
     several = pieces(operands)
+    _keep_freed_memory()
     threads = min(threads or torch.get_num_threads(), len(several))
-    if threads <= 1:
-        return [function(piece) for piece in several]
 
     def of_some(some: Sequence[Operands]) -> list[Result]:
         torch.get_num_threads()  # a thread's first call sets its number, so it comes before the limit
-        with _openmp().limit(limits=1, user_api="openmp"):
+        # Numbers that are none are refused by name, in the end.
+        with _openmp().limit(limits=1, user_api="openmp"), np.errstate(all="ignore"):
             return [function(piece) for piece in some]
 
+    if threads <= 1:
+        return of_some(several)
     share = -(-len(several) // threads)  # neighbours go to one thread, which reads on where it was
     with ThreadPoolExecutor(threads) as pool:
         shares = [several[first : first + share] for first in range(0, len(several), share)]
@@ -154,7 +175,7 @@ def refuse_not_finite(operands: Operands) -> None:
     Raises:
         BadInput: an element is NaN or infinite; the message names the tensor and the model.
     """
-    for model, tensor in zip((*operands.models, "the base"), operands.everything, strict=False):
+    for model, tensor in zip((*operands.called, "the base"), operands.everything, strict=False):
         flat = tensor.reshape(-1)
         for start in range(0, len(flat), PIECE):
             part = flat[start : start + PIECE].to(operands.dtype)
@@ -163,6 +184,12 @@ def refuse_not_finite(operands: Operands) -> None:
                 raise BadInput(
                     f"the tensor {operands.name!r} of {model} holds {kind}. Leave that model out or repair it."
                 )
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Until glibc has seen a large block freed, it hands every freed piece back to the system and asks for it anew."""
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 @cache

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from taskatlas.merge.composition import model_thresholds
 from taskatlas.merge.methods import METHODS, merge_tensor
-from taskatlas.merge.operands import Operands
+from taskatlas.merge.operands import Operands, refuse_not_finite
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import Shard
 from taskatlas.merge.sources import Source, size_in_bytes
@@ -21,8 +22,6 @@ from taskatlas.store import digest
 
 COPY = "copy"
 """What the plan says of tensors that are taken from one model as they are: integers, and what only the base has."""
-SCOPE = "scope"
-"""The setting that says over what the largest elements are chosen: each tensor, or a whole model."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,11 @@ class PlannedTensor:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     @property
+    def whole_model(self) -> bool:
+        """Whether its largest elements are those of the whole model, which has to be looked through first."""
+        return self.settings.get("scope") == "model"
+
+    @property
     def reads(self) -> tuple[tuple[str, str], ...]:
         """The references and names of all tensors that are read."""
         return self.models if self.base is None else (*self.models, self.base)
@@ -86,7 +90,7 @@ class MergePlan:
     def bytes_read(self) -> int:
         """Bytes that the merge reads, each tensor as often as it is needed."""
         return sum(
-            self.sources[model].nbytes(name) * (2 if tensor.settings.get(SCOPE) == "model" else 1)
+            self.sources[model].nbytes(name) * (2 if tensor.whole_model else 1)
             for tensor in self.tensors
             for model, name in tensor.reads
         )
@@ -102,11 +106,8 @@ class MergePlan:
 
         Tensors in safetensors files are mapped, so the system can take their part back when it needs it.
         """
-        steps = [
-            tensor.nbytes + sum(size_in_bytes(self.sources[model].shapes[name]) for model, name in tensor.reads)
-            for tensor in self.tensors
-        ]
-        return max(steps, default=0) + max((tensor.nbytes for tensor in self.tensors), default=0)
+        written = max((tensor.nbytes for tensor in self.tensors), default=0)
+        return max((self._held(tensor) for tensor in self.tensors), default=0) + written
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -177,7 +178,7 @@ class MergePlan:
             (model, name), *_ = tensor.models
             return self.sources[model].read(name).to(tensor.dtype, copy=True)
         operands = self.operands(tensor)
-        if tensor.settings.get(SCOPE) == "model":
+        if tensor.whole_model:
             thresholds = self.thresholds[tensor.labels]
             parameters = tuple(
                 {**own, "threshold": threshold} for own, threshold in zip(operands.parameters, thresholds, strict=True)
@@ -196,14 +197,43 @@ class MergePlan:
         """By the labels of the models: the magnitude that each keeps to, of all its tensors together.
 
         Where the scope is a model, all its tensors are looked through before the first is merged.
+
+        Raises:
+            BadInput: an operand holds NaN, or can no longer be read.
         """
         groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
         for tensor in self.tensors:
-            if tensor.settings.get(SCOPE) == "model":
+            if tensor.whole_model:
                 groups.setdefault(tensor.labels, []).append(tensor)
-        return {
-            labels: model_thresholds([self.operands(tensor) for tensor in group]) for labels, group in groups.items()
-        }
+        found = {labels: model_thresholds(_Mapped(self, group)) for labels, group in groups.items()}
+        for labels, thresholds in found.items():
+            for tensor in groups[labels] if any(map(math.isnan, thresholds)) else ():
+                refuse_not_finite(self.operands(tensor))
+        return found
+
+    def _held(self, tensor: PlannedTensor) -> int:
+        """Bytes in memory while a tensor is merged: of its operands and of the result."""
+        return tensor.nbytes + sum(size_in_bytes(self.sources[model].shapes[name]) for model, name in tensor.reads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mapped(Sequence[Operands]):
+    """Operands that are mapped when they are asked for, so that no more than one tensor's are in memory."""
+
+    plan: MergePlan
+    tensors: Sequence[PlannedTensor]
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @overload
+    def __getitem__(self, place: int, /) -> Operands: ...
+    @overload
+    def __getitem__(self, place: slice, /) -> Sequence[Operands]: ...
+    def __getitem__(self, place: int | slice, /) -> Operands | Sequence[Operands]:
+        if isinstance(place, slice):
+            return _Mapped(self.plan, self.tensors[place])
+        return self.plan.operands(self.tensors[place])
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -6,7 +6,7 @@ the few in between, among which it is found. Where the sample misled, another pa
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -134,18 +134,9 @@ def _samples(chunks: Sequence[Operands], values: Values, series: int, total: int
     first = np.concatenate([[0], np.cumsum(blocks)])
     shares = [drawn[(start <= drawn) & (drawn < stop)] - start for start, stop in pairwise(first)]
     parts = [
-        list(values(_blocks(chunk, torch.from_numpy(places))))
+        list(values(chunk.take(torch.from_numpy(places), _BLOCK)))
         for chunk, places in zip(chunks, shares, strict=True)
         if len(places)
     ]
     samples = (np.sort(np.concatenate(of_series)) for of_series in zip(*parts, strict=True))
     return [sample[~np.isnan(sample)] for sample in samples]
-
-
-def _blocks(chunk: Operands, places: torch.Tensor) -> Operands:
-    def take(tensor: torch.Tensor) -> torch.Tensor:
-        whole = tensor.shape[0] // _BLOCK * _BLOCK
-        return tensor[:whole].view(-1, _BLOCK)[places].reshape(-1)
-
-    base = None if chunk.base is None else take(chunk.base)
-    return replace(chunk, tensors=tuple(take(tensor) for tensor in chunk.tensors), base=base)

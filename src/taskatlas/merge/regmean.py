@@ -26,11 +26,11 @@ from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.aligned import Aligned
 from taskatlas.merge.opening import open_as_saved
-from taskatlas.merge.task_vectors import Model
+from taskatlas.merge.state import Model
 from taskatlas.merge.unlabelled import Batch, Unlabelled, call, network_inputs
 from taskatlas.probe import Probe, quiet
-from taskatlas.probe.features import Openable
 from taskatlas.store import Store, atomic_write, digest
+from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.weights import first_line, tensors_digest
 
 _FORMAT = "taskatlas.layer_inputs/1"
@@ -101,7 +101,7 @@ class LayerInputs:
 
 
 def gram_matrices(
-    checkpoint: Openable,
+    checkpoint: Checkpoint,
     probe: Probe,
     *,
     batch_size: int = 32,
@@ -122,7 +122,6 @@ def gram_matrices(
 
     Example:
         >>> import numpy as np
-        >>> from taskatlas.zoo import Checkpoint
         >>> gram_matrices(Checkpoint("net", module=nn.Linear(3, 2)), Probe.from_arrays(np.eye(3)))
         LayerInputs(1 layers, up to 3 rows)
     """
@@ -199,7 +198,7 @@ def regmean(
     factor. Sums are float64.
 
     Args:
-        models: by name: networks, or tensors by name.
+        models: by name: modules, tensors by name, checkpoints, or paths of weights.
         inputs: model -> what its layers see, from ``gram_matrices`` or ``layer_inputs``. Layers that some model lacks
             there are averaged.
         off_diagonal: α, in [0, 1]: the factor of what is not on a Gram matrix's diagonal. The paper uses 0.9 for most

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -165,6 +166,7 @@ class TorchSource(Source):
     weights: Path
     folder: Path | None
     _open: dict[str, Any] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @cached_property
     def shapes(self) -> Mapping[str, Tensor]:
@@ -183,13 +185,14 @@ class TorchSource(Source):
 
     def read(self, name: str) -> Tensor:
         """One tensor; a file of the format before PyTorch 1.6 is read whole, once."""
-        if self._open.get("read", 0) > _REOPEN_AFTER and self._mapped:
-            self._open.clear()
-        if "tensors" not in self._open:
-            self._open.update(tensors=read_weights(self.weights), read=0)
-        self._open["read"] += self.nbytes(name)
-        tensor: Tensor = self._open["tensors"][name]
-        return tensor
+        with self._lock:
+            if self._open.get("read", 0) > _REOPEN_AFTER and self._mapped:
+                self._open.clear()
+            if "tensors" not in self._open:
+                self._open.update(tensors=read_weights(self.weights), read=0)
+            self._open["read"] += self.nbytes(name)
+            tensor: Tensor = self._open["tensors"][name]
+            return tensor
 
     def nbytes(self, name: str) -> int:
         """Size of the tensor."""

@@ -36,7 +36,7 @@ def keep_at_random(vector: Tensor, piece: Operands, model: int, _measured: None)
         return vector
     kept = random_numbers(piece, model) < np.uint32(limit)
     _drop_others(vector, kept)
-    return vector.mul_(_WHOLE / limit) if piece.settings["rescale"] and limit else vector
+    return vector.div_(density) if piece.settings["rescale"] and density else vector
 
 
 def keep_at_random_by_rank(vector: Tensor, piece: Operands, model: int, _measured: None) -> Tensor:
@@ -85,8 +85,7 @@ def random_numbers(piece: Operands, model: int) -> np.ndarray:
 
 def _drop_others(vector: Tensor, kept: np.ndarray) -> None:
     numbers = vector.numpy()
-    with np.errstate(invalid="ignore"):  # infinity times nothing is NaN, and is told later
-        np.multiply(numbers, kept, out=numbers)
+    np.multiply(numbers, kept, out=numbers)  # and NaN stays NaN
 
 
 def _ascending(sizes: np.ndarray) -> np.ndarray:

@@ -70,7 +70,8 @@ def karcher(operands: Operands, threads: int | None = None) -> Coefficients:
     for _ in range(int(operands.settings["max_iter"])):
         towards = np.clip(angles @ point, -1, 1)
         arcs = np.arccos(towards)
-        pull = shares * ratio(arcs, np.sin(arcs), otherwise=1.0)
+        sines = np.where(np.sin(arcs) < _PARALLEL, 0.0, np.sin(arcs))
+        pull = shares * ratio(arcs, sines, otherwise=1.0)  # what lies opposite pulls in no direction
         step = pull - pull @ towards * point
         length = _length(step, angles)
         if mean <= _CANCELLED or length < operands.settings["tol"]:

@@ -23,10 +23,10 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.composition import how_many
 from taskatlas.merge.operands import Operands
 from taskatlas.merge.quantile import kth_largest
+from taskatlas.merge.state import Model, named_tensors
 from taskatlas.zoo.builders import some
 
 Level = Literal["task", "layer"]
-Model = nn.Module | Mapping[str, Tensor]
 
 _PIECE = 2**20  # elements of a product that is summed in the matrix's precision; the pieces' sums are float64
 
@@ -84,7 +84,7 @@ class TaskVectors:
         """Copies a base and the differences of its experts into one vector and one matrix; changes none of them.
 
         Args:
-            base: the network that the experts were trained from, or its tensors.
+            base: what the experts were trained from: a module, tensors by name, a checkpoint, or a path of weights.
             experts: by name.
             own: patterns (``classifier.*``) of tensors that stay each expert's own; so do those that the base lacks.
             dtype: of vector and matrix.
@@ -96,8 +96,8 @@ class TaskVectors:
         """
         if not experts:
             raise BadInput("there are no experts to take task vectors of. Give at least one.")
-        tensors = {name: value for name, value in named_tensors(base).items() if not _matches(name, own)}
-        found = {name: named_tensors(experts[name]) for name in sorted(experts)}
+        tensors = {name: value for name, value in _tensors_of(base, "the base").items() if not _matches(name, own)}
+        found = {name: _tensors_of(experts[name], name) for name in sorted(experts)}
         names, ties = _untied(tensors, found)
         _check_fit(tensors, names, ties, found)
         merged = [name for name in names if tensors[name].is_floating_point() and not _is_statistic(name)]
@@ -228,16 +228,17 @@ def differing(base: Model, experts: Mapping[str, Model]) -> tuple[str, ...]:
         ('head',)
     """
     shapes: dict[str, set[torch.Size]] = {}
-    for model in (base, *experts.values()):
-        for name, value in named_tensors(model).items():
+    for who, model in (("the base", base), *experts.items()):
+        for name, value in _tensors_of(model, who).items():
             shapes.setdefault(name, set()).add(value.shape)
     return tuple(sorted(name for name, seen in shapes.items() if len(seen) > 1))
 
 
-def named_tensors(model: Model) -> dict[str, Tensor]:
-    """The tensors of a network, or of a mapping, by name; nothing is copied."""
-    found = model.state_dict() if isinstance(model, nn.Module) else model
-    return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
+def _tensors_of(model: Model, who: str) -> dict[str, Tensor]:
+    """A module's tensors where they are: copies from a GPU would not show which share memory."""
+    if isinstance(model, nn.Module):
+        return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return named_tensors(model, who)
 
 
 def _untied(
@@ -321,10 +322,9 @@ def _own_tensors(tensors: Mapping[str, Tensor], shared: Set[str]) -> dict[str, T
 
 def _least_kept(vector: Tensor, density: float) -> float:
     """The magnitude of the smallest element that is kept."""
-    whole = Operands("τ", ("τ",), (vector.cpu(),), None, ({},), {})
-    return kth_largest([whole], lambda piece: [piece.tensors[0].abs().numpy()], [[how_many(density, len(vector))]])[0][
-        0
-    ]
+    whole, rank = Operands("τ", ("τ",), (vector.cpu(),), None, ({},), {}), how_many(density, len(vector))
+    ((least,),) = kth_largest([whole], lambda piece: [piece.tensors[0].abs().numpy()], [[rank]])
+    return least
 
 
 def _check_finite(values: Tensor, name: str, who: str) -> None:
