@@ -1,8 +1,9 @@
 """Benchmarks of data-adaptive fusion: the merging part of a training step, its memory, and per-sample inference.
 
-Run ``python benchmarks/fusion.py`` (8 GB of memory) or ``--quick``. Each comparison runs a straightforward procedure and
-ours in turn in one process, on the same threads, and prints the median of the paired ratios. Straightforward is a loop over dictionaries of tensors: merged = base + Σ coefficient · task vector, key by key,
-with autograd behind it, once for every task of a step; and for inference a merge for each sample in turn.
+Run ``python benchmarks/fusion.py`` (8 GB of memory) or ``--quick``. Each comparison runs a straightforward procedure
+and ours in turn in one process, on the same threads, and prints the median of the paired ratios. Straightforward is a
+loop over dictionaries of tensors: merged = base + Σ coefficient · task vector, key by key, with autograd behind it,
+once for every task of a step; and for inference a merge for each sample in turn.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,25 +53,12 @@ class Classifier(nn.Module):
 def family(module: nn.Module) -> TaskVectors:
     """Made-up experts, never whole in memory beside the task vectors."""
     base = {name: value.detach() for name, value in module.named_parameters()}
-    vectors = TaskVectors.of(base, {f"expert {i}": _Moved(base, i) for i in range(EXPERTS)})
-    return vectors
-
-
-class _Moved(Mapping):
-    """An expert whose tensors are made when they are asked for."""
-
-    def __init__(self, base: Mapping[str, Tensor], seed: int) -> None:
-        self.base, self.seed = base, seed
-
-    def __getitem__(self, name: str) -> Tensor:
-        value = self.base[name]
-        return value + (0.01 * (self.seed + 1)) * value.roll(self.seed + 1, -1)
-
-    def __iter__(self):
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
+    one = TaskVectors.of(base, {"expert 0": {name: value + 0.01 * value.roll(1, -1) for name, value in base.items()}})
+    deltas = torch.empty(EXPERTS, one.base.numel())
+    for i, row in enumerate(deltas):
+        torch.mul(one.deltas[0].roll(i), 1 + 0.1 * i, out=row)
+    names = tuple(f"expert {i}" for i in range(EXPERTS))
+    return replace(one, names=names, deltas=deltas, own={name: {} for name in names})
 
 
 def by_dictionaries(
@@ -157,11 +146,10 @@ def memory_of_steps(layers: int, width: int, tasks: int) -> None:
 def train_two_steps(module: nn.Module, width: int, tasks: int) -> None:
     from taskatlas.merge.data_adaptive import DataAdaptive
 
-    base = {name: value.detach() for name, value in module.named_parameters()}
-    experts = {f"expert {i}": _Moved(base, i) for i in range(EXPERTS)}
-    data = {name: [torch.randn(1, 4, width)] for name in list(experts)[:tasks]}
+    vectors = family(module)
+    data = {name: [torch.randn(1, 4, width)] for name in vectors.names[:tasks]}
     extractor = nn.Sequential(nn.Flatten(), nn.Linear(4 * width, 64))
-    DataAdaptive(module, experts, extractor, steps=2).fit(data)
+    DataAdaptive(module, vectors, extractor, steps=2).fit(data)
 
 
 def _resident() -> int:

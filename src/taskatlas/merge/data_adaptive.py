@@ -324,7 +324,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         return self._fused.clusters(X, count, self.seed)
 
     @contextmanager
-    def steered(self, X: Batch) -> Iterator[nn.Module]:
+    def steered(self, coefficients: Float[np.ndarray, "batch N *T"]) -> Iterator[nn.Module]:
         """While it lasts, the base computes each sample of a batch with its own coefficients: for ``generate``.
 
         Raises:
@@ -332,7 +332,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         """
         if not isinstance(self.base, nn.Module):
             raise BadInput("the base is given by its tensors; steered needs the network.")
-        with self._fused.steered(self.base, X) as network:
+        with self._fused.steered(self.base, coefficients) as network:
             yield network
 
     def save(self, path: Path | str) -> None:

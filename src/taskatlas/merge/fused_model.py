@@ -147,18 +147,18 @@ class FusedModel:
         export_model(folder, self.network(task).network, self.state(coefficients, task), about, like)
 
     @contextmanager
-    def steered(self, base: nn.Module, X: Batch) -> Iterator[nn.Module]:
+    def steered(self, base: nn.Module, coefficients: Float[np.ndarray, "batch N *T"]) -> Iterator[nn.Module]:
         """While it lasts, a network with the base's weights computes each sample of a batch with its own coefficients.
 
         Args:
             base: the network: for its ``generate``.
-            X: the batch that it will be given, and no other.
+            coefficients: of the samples of the batch that it will be given, and of no other.
 
         Raises:
             BadInput: in a pass, where samples cannot be mixed.
         """
-        coefficients = self._coefficients(self._featured(X, "the batch").of(X)).to(self.family.vectors.base)
-        with quiet(base), mixed(base, Mixing(self.family.vectors, coefficients)):
+        mixing = Mixing(self.family.vectors, torch.from_numpy(coefficients).to(self.family.vectors.base))
+        with quiet(base), mixed(base, mixing):
             yield base
 
     def clusters(self, X: Data | Batch, count: int, seed: int = 0) -> Clusters:

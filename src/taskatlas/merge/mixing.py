@@ -226,9 +226,9 @@ def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[...
 def _with_samples(x: Tensor, name: str, mixing: Mixing) -> Tensor:
     """The input with the samples on its first axis, or a multiple of them; what all share is repeated for each."""
     batch = len(mixing.coefficients)
-    if name in mixing.constant:
-        if x.shape[0] != 1:
-            raise CannotMix(f"{name!r} gets an input of shape {tuple(x.shape)} that is the same for all samples")
+    if name in mixing.constant and x.shape[0] != 1:
+        raise CannotMix(f"{name!r} gets an input of shape {tuple(x.shape)} that is the same for all samples")
+    if x.shape[0] == 1:
         return x.expand(batch, *x.shape[1:])
     if x.shape[0] % batch:
         raise CannotMix(f"{name!r} gets an input of shape {tuple(x.shape)} for {batch} samples")
