@@ -92,11 +92,16 @@ def bench_memory(models: int, samples: int, classes: int) -> dict:
 
 
 def bench_growth(models: tuple[int, ...], samples: int, classes: int) -> dict:
-    """Time and memory as the models grow; the exponent of the last step, 2 for quadratic."""
+    """Time as the models grow, best of three interleaved rounds, and its exponent; 2 is quadratic."""
     bhattacharyya(made_up_models(8, 64, classes))
-    seconds = [min(timed(bhattacharyya, made_up_models(m, samples, classes))[0] for _ in range(2)) for m in models]
-    exponent = np.log(seconds[-1] / seconds[-2]) / np.log(models[-1] / models[-2])
-    return {f"{m} models_s": s for m, s in zip(models, seconds, strict=True)} | {"exponent": float(exponent)}
+    rounds = [[timed(bhattacharyya, made_up_models(m, samples, classes))[0] for m in models] for _ in range(3)]
+    seconds = np.min(rounds, axis=0)
+    exponents = np.diff(np.log(seconds)) / np.diff(np.log(models))
+    whole = np.log(seconds[-1] / seconds[0]) / np.log(models[-1] / models[0])
+    return {f"{m} models_s": float(s) for m, s in zip(models, seconds, strict=True)} | {
+        "exponent of the last step": float(exponents[-1]),
+        "exponent of the whole": float(whole),
+    }
 
 
 def bench_one_more(models: int, samples: int, classes: int, rounds: int) -> dict:

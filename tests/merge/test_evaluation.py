@@ -64,6 +64,13 @@ def test_one_network_scored_by_hand(seed):
     assert found.average("net") == pytest.approx(((a.value + b.value) / 2, math.hypot(a.error, b.error) / 2))
 
 
+def test_one_task_with_all_classes_has_no_head_to_infer():
+    whole = Probe.from_arrays(np.eye(5), labels=range(5))
+    assert {score.heads for score in evaluate({"net": Fixed()}, {"a": whole}).scores} == {"known"}
+    part = whole.take([0, 1])
+    assert {score.heads for score in evaluate({"net": Fixed()}, {"a": part}).scores} == {"known", "inferred"}
+
+
 @pytest.mark.parametrize("infer", ["entropy", "confidence"])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10, deadline=None)

@@ -265,6 +265,13 @@ def test_ties_over_whole_models_is_its_reference(data):
         assert found.numpy() == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_cancels_elects_plus_whatever_the_weights():
+    x, zeros = torch.tensor([1.0, -1.0]), torch.zeros(2)
+    for weight in (1.0, -1.0, 0.3):  # a model of negative weight votes for the opposite sign
+        found = merged("ties", [x, -x], zeros, weight=weight, normalize=False)
+        assert found.numpy() == pytest.approx([abs(weight)] * 2)
+
+
 # Tensors that are not merged, and bad ones
 
 

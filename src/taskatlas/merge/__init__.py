@@ -2,11 +2,13 @@
 
 from taskatlas.merge.adamerged import AdaMerged
 from taskatlas.merge.adamerging import adamerge
+from taskatlas.merge.axis_groups import AxisGroups
 from taskatlas.merge.batch_norm import reestimate_batch_norm
 from taskatlas.merge.evaluation import evaluate
 from taskatlas.merge.execute import MergeResult, carry_out, merge_recipe
 from taskatlas.merge.fisher import diagonal_fisher, fisher, fisher_merge
 from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.matching import Alignment, match_features
 from taskatlas.merge.merge_models import merge_models
 from taskatlas.merge.methods import METHODS, Method, merge_tensor
 from taskatlas.merge.operands import Operands
@@ -20,6 +22,8 @@ from taskatlas.merge.unlabelled import Unlabelled
 __all__ = [
     "METHODS",
     "AdaMerged",
+    "Alignment",
+    "AxisGroups",
     "Evaluation",
     "LayerInputs",
     "MergePlan",
@@ -38,6 +42,7 @@ __all__ = [
     "gram_matrices",
     "layer_inputs",
     "make_plan",
+    "match_features",
     "merge_models",
     "merge_recipe",
     "merge_tensor",

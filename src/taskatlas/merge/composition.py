@@ -6,8 +6,9 @@ method of the family is a setting of ``combine``.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def least_kept(operands: Operands, threads: int | None = None) -> list[float]:
     return model_thresholds([operands], threads)
 
 
-def model_thresholds(tensors: Sequence[Operands], threads: int | None = None) -> list[float]:
+def model_thresholds(tensors: Iterable[Operands], threads: int | None = None) -> list[float]:
     """For each model, the magnitude of the smallest element that it keeps of all these tensors together.
 
     Of n elements the ⌊density · n⌋ largest are kept, one at least, and any that are as large as the smallest of them.
@@ -92,8 +93,8 @@ def model_thresholds(tensors: Sequence[Operands], threads: int | None = None) ->
     as it is done where memory is short.
 
     Args:
-        tensors: with the same models in the same order, and with the densities of the first. They are asked for one by
-            one and more than once, so a sequence may map files as it is asked.
+        tensors: with the same models in the same order, and with the densities of the first. Integers are passed over.
+            They are gone through more than once, so that what maps files as it goes holds one tensor at a time.
         threads: as many as torch has where None.
 
     Returns:
@@ -103,7 +104,7 @@ def model_thresholds(tensors: Sequence[Operands], threads: int | None = None) ->
     total = sum(operands.shape[0] for operands in vectors)
     if not total:
         return []
-    densities = [parameters["density"] for parameters in vectors[0].parameters]
+    densities = [parameters["density"] for parameters in next(iter(vectors)).parameters]
     ranks = [[how_many(density, total)] if 0 < density < 1 else [] for density in densities]
     found = kth_largest(vectors, magnitudes, ranks, threads) if any(ranks) else [[] for _ in ranks]
     return [
@@ -111,24 +112,14 @@ def model_thresholds(tensors: Sequence[Operands], threads: int | None = None) ->
     ]
 
 
-class _Vectors(Sequence[Operands]):
-    """Tensors of numbers as vectors, each made when it is asked for and held by nobody else."""
+@dataclass(frozen=True)
+class _Vectors:
+    """Tensors of numbers as vectors, made anew whenever they are gone through."""
 
-    def __init__(self, tensors: Sequence[Operands]) -> None:
-        self._tensors = tensors
-        self._places = [place for place, one in enumerate(tensors) if one.everything[0].is_floating_point()]
+    tensors: Iterable[Operands]
 
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, place: int, /) -> Operands: ...
-    @overload
-    def __getitem__(self, place: slice, /) -> Sequence[Operands]: ...
-    def __getitem__(self, place: int | slice, /) -> Operands | Sequence[Operands]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(len(self))[place]]
-        return self._tensors[self._places[place]].flat()
+    def __iter__(self) -> Iterator[Operands]:
+        return (operands.flat() for operands in self.tensors if operands.everything[0].is_floating_point())
 
 
 def middle_kept(operands: Operands, threads: int | None = None) -> list[tuple[float, float]]:

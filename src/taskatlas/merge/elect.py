@@ -29,7 +29,7 @@ def elected_sum(
     votes = torch.zeros_like(vectors[0])
     for vector, weight in zip(vectors, weights, strict=True):
         votes.add_(vector.mul_(weight) if weighted_votes else vector)
-    sign = torch.copysign(torch.ones_like(votes), votes.add_(0.0))  # adding makes a plus of a negative zero
+    sign = torch.copysign(torch.ones_like(votes), votes)  # what cancels is a positive zero
     merged, mass = torch.zeros_like(votes), torch.zeros_like(votes)
     for vector, weight in zip(vectors, weights, strict=True):
         merged.add_(vector.mul_(sign).relu_(), alpha=1.0 if weighted_votes else weight)

@@ -224,12 +224,16 @@ def _mixed(task: str, said: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarra
 
 
 def _score_one(name: str, said: Mapping[str, np.ndarray], data: Mapping[str, Probe]) -> list[Score]:
-    """One network for all tasks: with the task known its own classes compete, else all outputs."""
+    """One network for all tasks: with the task known its own classes compete, else all outputs.
+
+    Of a single task that has all of the outputs the two are one, and only the first is given.
+    """
     known, inferred = [], []
     for task, log_probs in said.items():
         labels, own = _numbered(task, data, log_probs.shape[1], name)
         known.append(Score(name, "known", task, _right(own[log_probs[:, own].argmax(1)], labels), len(labels)))
-        inferred.append(Score(name, "inferred", task, _right(log_probs.argmax(1), labels), len(labels)))
+        if len(said) > 1 or len(own) < log_probs.shape[1]:
+            inferred.append(Score(name, "inferred", task, _right(log_probs.argmax(1), labels), len(labels)))
     return known + inferred
 
 

@@ -24,12 +24,12 @@ _SPREAD = 6.0  # half of a bracket's width, in standard errors of a sample's qua
 
 
 def kth_largest(
-    chunks: Sequence[Operands], values: Values, ranks: Sequence[Sequence[int]], threads: int | None = None
+    chunks: Iterable[Operands], values: Values, ranks: Sequence[Sequence[int]], threads: int | None = None
 ) -> list[list[float]]:
     """For each series of values, the k-th largest over all chunks, for each of the series' ranks.
 
     Args:
-        chunks: flat operands; together they are the whole.
+        chunks: flat operands; together they are the whole. They are gone through more than once.
         values: works element by element, so that a piece's values are a piece of the values.
         ranks: for each series, from 1 for the largest.
         threads: as many as torch has where None.
@@ -43,9 +43,10 @@ def kth_largest(
         >>> kth_largest([operands], lambda piece: [piece.tensors[0].abs().numpy()], [[1, 2, 4]])
         [[3.0, 2.0, 1.0]]
     """
-    total = sum(chunk.shape[0] for chunk in chunks)
+    sizes = [chunk.shape[0] for chunk in chunks]
+    total = sum(sizes)
     searches = [_Search(series, rank, total) for series, several in enumerate(ranks) for rank in several]
-    samples = _samples(chunks, values, len(ranks), total)
+    samples = _samples(chunks, sizes, values, len(ranks))
     spread = _SPREAD if total > _FEW else math.inf
     going = searches
     while going:
@@ -124,10 +125,10 @@ def _count(values: Values, searches: Sequence[_Search], piece: Operands) -> list
     return counts
 
 
-def _samples(chunks: Sequence[Operands], values: Values, series: int, total: int) -> list[np.ndarray]:
+def _samples(chunks: Iterable[Operands], sizes: Sequence[int], values: Values, series: int) -> list[np.ndarray]:
     """Of each series an ascending sample, the same every time, without NaN; none where there are few numbers."""
-    blocks = [chunk.shape[0] // _BLOCK for chunk in chunks]
-    if total <= _FEW or not sum(blocks):
+    blocks = [size // _BLOCK for size in sizes]
+    if sum(sizes) <= _FEW or not sum(blocks):
         return [np.empty(0)] * series
     # Random places: evenly spaced ones would fall into the same columns of a matrix again and again.
     drawn = np.sort(np.random.default_rng(0).integers(sum(blocks), size=_BLOCKS))

@@ -1,0 +1,148 @@
+"""Merging aligned networks: one set of weights for what they share, calibrated side by side with what it came from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph
+
+from taskatlas.merge.aligning import Aligned
+from taskatlas.merge.axis_groups import AxisGroups, Example, Stop
+from taskatlas.merge.calibration import Remedy, calibrate
+from taskatlas.merge.least_squares import fold_norms
+from taskatlas.merge.merged_weights import mean_of_parents, merged_weights
+from taskatlas.merge.network_graph import NetworkGraph, as_module, flat_inputs, seen_at, tensor_names
+from taskatlas.merge.probe_batches import ProbeBatches, batch_length
+from taskatlas.merge.unmerging import Places, own_places, regroup, unmix
+from taskatlas.merge.walker import Walker, peak_bytes
+from taskatlas.merge.zipped_network import ZippedNetwork
+
+_MEMORY = 2**30  # bytes of values that all networks hold while they are calibrated, about
+
+
+@dataclass(frozen=True, eq=False)
+class Merging:
+    """Networks, how they are aligned, and how the result is to be calibrated.
+
+    Attributes:
+        networks: of one architecture, up to where they are merged.
+        names: theirs.
+        groups: up to where they are merged.
+        aligned: their units.
+        batches: unlabelled data.
+        example: two samples.
+        outputs: which entries of a mapping count.
+        calibration: the remedy, or None.
+        seed: of the rows of regressions.
+    """
+
+    networks: Sequence[nn.Module]
+    names: tuple[str, ...]
+    groups: AxisGroups
+    aligned: Aligned
+    batches: ProbeBatches
+    example: Example
+    outputs: Sequence[str] | None
+    calibration: Remedy | None
+    seed: int
+
+    def to_the_end(self) -> dict[str, Tensor]:
+        """The state dict of one network like the first."""
+        states = [network.state_dict() for network in self.networks]
+        merged = merged_weights(states, self.groups, self.aligned.alignments)
+        if self.calibration is None:
+            return merged
+        graph = NetworkGraph.of(self.networks[0], self.example, self.outputs)
+        tensors = [_tensors(graph, network) for network in self.networks]
+        walker, _ = self._merge(graph.graph, tensors, self._inputs(graph.graph, tensors[0]))
+        return merged | {name: tensor for name, tensor in walker.tensors.items() if name in merged}
+
+    def up_to(self, stop: Stop) -> ZippedNetwork:
+        """A trunk, and for each model a head."""
+        graphs = self._graphs()
+        both = list(zip(graphs, self.networks, strict=True))
+        nodes = [graph.node_at(network, self.example, stop.place) for graph, network in both]
+        tensors = [_tensors(graph, network) for graph, network in both]
+        inputs = self._inputs(graphs[0].graph, tensors[0])
+        trunk = graphs[0].until(nodes[0])
+        merged, parents = self._merge(trunk, tensors, inputs)
+        shape = seen_at(self.networks[0], self.example, [stop.place])[stop.place].shape
+        unmerges, heads = [], []
+        for model, (graph, network) in enumerate(both):
+            places = own_places(self.groups, self.aligned.alignments, stop, model, shape)
+            rest = graph.after(nodes[model])
+            start = {name: tensors[model][name] for name in tensor_names(rest)}
+            unmerge, head = self._head(rest, start, places, merged, parents[model], inputs)
+            unmerges.append(unmerge)
+            heads.append(as_module(rest, head, _parameters(network)))
+        return ZippedNetwork(
+            as_module(trunk, merged.tensors, _parameters(self.networks[0])),
+            unmerges,
+            heads,
+            names=self.names,
+            keywords=tuple(self.example) if isinstance(self.example, Mapping) else (),
+            outputs=graphs[0].outputs,
+        )
+
+    def _graphs(self) -> list[NetworkGraph]:
+        """One graph for all where their tensors have the same shapes, else one each."""
+        shapes = [{name: value.shape for name, value in network.state_dict().items()} for network in self.networks]
+        if all(shape == shapes[0] for shape in shapes):
+            return [NetworkGraph.of(self.networks[0], self.example, self.outputs)] * len(self.networks)
+        return [NetworkGraph.of(network, self.example, self.outputs) for network in self.networks]
+
+    def _inputs(self, graph: Graph, tensors: dict[str, Tensor]) -> list[list[object]]:
+        """Flat inputs of as many samples, from all over the data, as memory allows for; none without calibration."""
+        if self.calibration is None:
+            return []
+        first = next(iter(self.batches))
+        one = peak_bytes(graph, tensors, flat_inputs(first)) / batch_length(first)
+        many = int(_MEMORY / (one * (len(self.networks) + 1)))
+        return [flat_inputs(batch) for batch in self.batches.some(max(1, many))]
+
+    def _merge(
+        self, graph: Graph, tensors: Sequence[Mapping[str, Tensor]], inputs: Sequence[Sequence[object]]
+    ) -> tuple[Walker, list[Walker]]:
+        """The merged network and its parents, all at the end of the graph."""
+        own = [{name: values[name] for name in tensor_names(graph)} for values in tensors]
+        if self.calibration == "least_squares":
+            own = [fold_norms(graph, values) for values in own]
+        merged = Walker(merged_weights(own, self.groups, self.aligned.alignments), inputs)
+        parents = [Walker(values, inputs) for values in own]
+        if self.calibration is not None:
+            mix = mean_of_parents(self.groups, self.aligned.alignments)
+            calibrate(graph, merged, parents, mix, self.calibration, seed=self.seed)
+        return merged, parents
+
+    def _head(
+        self,
+        rest: Graph,
+        tensors: dict[str, Tensor],
+        places: Places,
+        merged: Walker,
+        parent: Walker,
+        inputs: Sequence[Sequence[object]],
+    ) -> tuple[nn.Module, dict[str, Tensor]]:
+        """What takes the merged tensor apart for one model, and the rest of that model."""
+        unmerge: nn.Module = regroup(places)
+        if self.calibration is None:
+            return unmerge, tensors
+        given, wanted = ([value for (value,) in walker.outputs] for walker in (merged, parent))
+        if self.calibration == "least_squares":
+            tensors = fold_norms(rest, tensors)
+            unmerge = unmix(places, given, wanted, generator=torch.Generator().manual_seed(self.seed))
+        head = Walker(dict(tensors), [[unmerge(value), *flat] for value, flat in zip(given, inputs, strict=True)])
+        own = Walker(tensors, [[value, *flat] for value, flat in zip(wanted, inputs, strict=True)])
+        calibrate(rest, head, [own], lambda values, *_: values[0], self.calibration, seed=self.seed)
+        return unmerge, head.tensors
+
+
+def _tensors(graph: NetworkGraph, network: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors by the names in a graph that may be another network's."""
+    state = network.state_dict()
+    return {name: state.get(name, value) for name, value in graph.tensors.items()}
+
+
+def _parameters(network: nn.Module) -> set[str]:
+    return {name for name, _ in network.named_parameters(remove_duplicate=False)}
