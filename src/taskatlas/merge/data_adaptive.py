@@ -34,8 +34,9 @@ from taskatlas.merge.hypernetwork import Bound, Hypernetwork, mean_coefficients,
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.per_sample import Engine
 from taskatlas.merge.placement import Placement
+from taskatlas.merge.state import Model
 from taskatlas.merge.task_network import Head
-from taskatlas.merge.task_vectors import Level, Model
+from taskatlas.merge.task_vectors import Level
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.store import Store
 

@@ -17,13 +17,14 @@ from taskatlas.merge.batch_norm import batch_moments, batch_statistics, but_stat
 from taskatlas.merge.lora import is_adapter
 from taskatlas.merge.low_rank import LowRankVectors, Vectors
 from taskatlas.merge.placement import Placement
+from taskatlas.merge.state import Model, named_tensors
 from taskatlas.merge.task_network import Head, TaskNetwork
-from taskatlas.merge.task_vectors import Model, TaskVectors, differing, named_tensors
+from taskatlas.merge.task_vectors import TaskVectors, differing
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.probe import quiet
 from taskatlas.zoo import Checkpoint, read_weights
 
-Expert = Model | Checkpoint | Path | str
+Expert = Model
 """A network, its tensors by name, a checkpoint, a weights file or model folder, a PEFT folder with a LoRA adapter."""
 
 _HERE = Placement()
@@ -79,7 +80,7 @@ class Family:
             raise BadInput(f"expert {missing[0]!r} has no head, and others have. Give every one a head, or none.")
         modules = {name: _network(name, expert, base) for name, expert in opened.items()}
         networks = TaskNetwork.each(placement.deal(modules), vectors, heads)
-        return cls(vectors, networks, _statistics_move(named_tensors(base), vectors))
+        return cls(vectors, networks, _statistics_move(named_tensors(base, "the base"), vectors))
 
     def for_learning(self) -> dict[str, TaskNetwork]:
         """The networks without statistics that a pass under ``batch_statistics`` would write to."""
@@ -165,7 +166,7 @@ def _opened(expert: Expert) -> Any:
 
 def _vectors(base: Model, experts: Mapping[str, Any], own: Sequence[str], device: str) -> Vectors:
     adapters = [name for name, expert in experts.items() if isinstance(expert, Path)]
-    wide = any(value.dtype == torch.float64 for value in named_tensors(base).values())
+    wide = any(value.dtype == torch.float64 for value in named_tensors(base, "the base").values())
     precision = torch.float64 if wide else torch.float32
     if adapters and len(adapters) == len(experts):
         return LowRankVectors.of(base, experts, dtype=precision, device=device)

@@ -20,7 +20,8 @@ from torch import Tensor
 from taskatlas.errors import BadInput
 from taskatlas.merge.lora import AdaptedSource
 from taskatlas.merge.sources import MemorySource
-from taskatlas.merge.task_vectors import Level, Model, TaskVectors, named_tensors
+from taskatlas.merge.state import Model, named_tensors
+from taskatlas.merge.task_vectors import Level, TaskVectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ class LowRankVectors:
         """
         if not adapters:
             raise BadInput("there are no adapters to merge. Give at least one folder.")
-        tensors = named_tensors(base)
+        tensors = named_tensors(base, "the base")
         source = MemorySource("the base", tensors)
         opened = {name: AdaptedSource(name, source, Path(adapters[name])) for name in sorted(adapters)}
         pairs = {name: {key: one.factors(key) for key in tensors} for name, one in opened.items()}
