@@ -82,8 +82,8 @@ def images(inputs: Path, quick: bool) -> Domain:
     """A CIFAR-10 ResNet-20 as base, five tasks of three kinds of images; transferred to ResNet-32."""
     resnets = _cifar_resnets()
     folder = inputs / "zoo" / "cifar10-resnets"
-    sizes = dict(zip(SPLITS, (300, 100, 60, 60) if quick else (3000, 400, 300, 500), strict=True))
-    tuning = Tuning(steps=20 if quick else 400, rate=2e-3, batch=64)
+    sizes = dict(zip(SPLITS, (300, 100, 60, 60) if quick else (3000, 300, 100, 200), strict=True))
+    tuning = Tuning(steps=20 if quick else 100, rate=3e-3)
     extractor = _resnet(resnets, next(folder.glob("resnet56*")), 10)
     return Domain(
         tasks=_image_tasks(inputs / "data", sizes),
@@ -93,7 +93,7 @@ def images(inputs: Path, quick: bool) -> Domain:
         own=("linear.*",),
         corruptions={kind: partial(corrupted, kind=kind, severity=3) for kind in CORRUPTIONS},
         tuning={"resnet20": tuning, "resnet32": tuning},
-        adaptation=Adaptation(steps=10 if quick else 300, adamerging_rate=1e-2, rate=1e-3),
+        adaptation=Adaptation(steps=10 if quick else 100, adamerging_rate=1e-2, rate=1e-3, batch=8),
     )
 
 

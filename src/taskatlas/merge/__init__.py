@@ -4,14 +4,21 @@ from taskatlas.merge.adamerged import AdaMerged
 from taskatlas.merge.adamerging import adamerge
 from taskatlas.merge.axis_groups import AxisGroups
 from taskatlas.merge.batch_norm import reestimate_batch_norm
+from taskatlas.merge.clusters import Clusters
+from taskatlas.merge.corruptions import CORRUPTIONS, corrupted
+from taskatlas.merge.data_adaptive import DataAdaptive
+from taskatlas.merge.data_recipe import DATA_METHODS, DataRecipe
 from taskatlas.merge.evaluation import evaluate
-from taskatlas.merge.execute import MergeResult, carry_out, merge_recipe
+from taskatlas.merge.execute import carry_out, merge_recipe
+from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.fisher import diagonal_fisher, fisher, fisher_merge
 from taskatlas.merge.make_plan import make_plan
 from taskatlas.merge.matching import Alignment, match_features
 from taskatlas.merge.merge_models import merge_models
+from taskatlas.merge.merge_result import MergeResult
 from taskatlas.merge.methods import METHODS, Method, merge_tensor
 from taskatlas.merge.operands import Operands
+from taskatlas.merge.placement import Placement
 from taskatlas.merge.plan import MergePlan
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.regmean import LayerInputs, gram_matrices, layer_inputs, regmean
@@ -20,21 +27,29 @@ from taskatlas.merge.task_vectors import TaskVectors
 from taskatlas.merge.unlabelled import Unlabelled
 
 __all__ = [
+    "CORRUPTIONS",
+    "DATA_METHODS",
     "METHODS",
     "AdaMerged",
     "Alignment",
     "AxisGroups",
+    "Clusters",
+    "DataAdaptive",
+    "DataRecipe",
     "Evaluation",
+    "Extractor",
     "LayerInputs",
     "MergePlan",
     "MergeRecipe",
     "MergeResult",
     "Method",
     "Operands",
+    "Placement",
     "TaskVectors",
     "Unlabelled",
     "adamerge",
     "carry_out",
+    "corrupted",
     "diagonal_fisher",
     "evaluate",
     "fisher",

@@ -60,10 +60,24 @@ class FusedModel:
         Raises:
             BadInput: no such task, a batch that network or extractor cannot take.
         """
-        runs = self._runs(task)
         for batch, features in self._once(X):
-            yield runs(runs.network.inputs(batch), self._coefficients(features))
-            self.chosen = runs.chosen
+            yield self.answer(batch, features, task)
+
+    def answer(self, batch: Batch, features: Float[Tensor, "batch d"], task: str) -> Float[Tensor, "batch C"]:
+        """The logits of one batch through a task's head, each sample's from a model that is merged for it.
+
+        Args:
+            batch: as the task's network takes it.
+            features: of its samples.
+            task: whose head.
+
+        Raises:
+            BadInput: no such task, a batch that the network cannot take.
+        """
+        runs = self._runs(task)
+        logits = runs(runs.network.inputs(batch), self._coefficients(features))
+        self.chosen = runs.chosen
+        return logits
 
     def predict_log_proba(self, X: Data | Batch, task: str) -> Float[np.ndarray, "n C"]:
         """Log-probabilities of every sample, through a task's head."""

@@ -132,15 +132,28 @@ def export_model(
     own = {name: value.detach().cpu().contiguous() for name, value in state.items() if name in network.state_dict()}
     inputs = {"state": tensors_digest(own)}
     with output_folder(Path(folder), "taskatlas.DataAdaptive.export", inputs=inputs, settings=settings) as place:
-        save_pretrained = getattr(network, "save_pretrained", None)
-        if save_pretrained is None:
-            save_file(_untied(own), place / "model.safetensors")
-        else:
-            save_pretrained(str(place), state_dict=own)
-        if like is not None:
-            names = {file.name for pattern in _BESIDE for file in Path(like).glob(pattern) if file.is_file()}
-            for name in sorted(names - {file.name for file in place.iterdir()}):
-                shutil.copyfile(Path(like) / name, place / name)
+        save_model(place, network, own, like)
+
+
+def save_model(place: Path, network: nn.Module, state: Mapping[str, Tensor], like: Path | str | None = None) -> None:
+    """Writes tensors as a network's checkpoint: by its own ``save_pretrained``, else as ``model.safetensors``.
+
+    Args:
+        place: a folder that is there.
+        network: whose tensors they are; it is not changed.
+        state: its tensors by name; others are left out.
+        like: a model folder whose tokenizer and image processor go along.
+    """
+    own = {name: value.detach().cpu().contiguous() for name, value in state.items() if name in network.state_dict()}
+    save_pretrained = getattr(network, "save_pretrained", None)
+    if save_pretrained is None:
+        save_file(_untied(own), place / "model.safetensors")
+    else:
+        save_pretrained(str(place), state_dict=own)
+    if like is not None:
+        names = {file.name for pattern in _BESIDE for file in Path(like).glob(pattern) if file.is_file()}
+        for name in sorted(names - {file.name for file in place.iterdir()}):
+            shutil.copyfile(Path(like) / name, place / name)
 
 
 def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
