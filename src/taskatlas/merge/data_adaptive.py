@@ -313,11 +313,11 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         return self._fused.score(X, y, task)
 
     def merged_for(self, X: Data | Batch, task: str | None = None) -> dict[str, Tensor]:
-        """The tensors of the one model that is merged for the mean coefficients of these samples."""
+        """The tensors of the one model that is merged for the mean coefficients of these samples, or for an array."""
         return self._fused.merged_for(X, task)
 
     def export(self, folder: Path | str, X: Data | Batch, task: str, like: Path | str | None = None) -> None:
-        """Writes the model that is merged for some samples as an ordinary checkpoint folder."""
+        """Writes the model merged for some samples, or for a cluster's centre, as an ordinary checkpoint folder."""
         self._fused.export(folder, X, task, like=like, learned=self.adaptation_)
 
     def clusters(self, X: Data | Batch, count: int) -> Clusters:

@@ -129,10 +129,10 @@ class FusedModel:
         """The tensors of the one model that is merged for the mean coefficients of these samples.
 
         Args:
-            X: one batch or many.
+            X: one batch or many; or, as an array, the coefficients themselves: the centre of a cluster.
             task: whose own tensors (head, BatchNorm statistics) go along; None: none.
         """
-        return self.state(self.coefficients(X).mean(0), task)
+        return self.state(self._mean(X), task)
 
     def state(self, coefficients: Float[np.ndarray, "N *T"], task: str | None = None) -> dict[str, Tensor]:
         """The tensors of the model that is merged with these coefficients; ``task`` as in ``merged_for``."""
@@ -155,7 +155,7 @@ class FusedModel:
         Raises:
             BadInput: no such task, or the place cannot be written.
         """
-        coefficients = self.coefficients(X).mean(0)
+        coefficients = self._mean(X)
         names = self.family.vectors.names
         about = {"task": task, "experts": names, "coefficients": coefficients.tolist(), "learned on": learned}
         export_model(folder, self.network(task).network, self.state(coefficients, task), about, like)
@@ -188,6 +188,9 @@ class FusedModel:
         if task not in self.family.networks:
             raise BadInput(f"there is no task {task!r}; there are {', '.join(self.family.networks)}.")
         return self.family.networks[task]
+
+    def _mean(self, X: Data | Batch) -> np.ndarray:
+        return X if isinstance(X, np.ndarray) else self.coefficients(X).mean(0)
 
     def _once(self, X: Data | Batch) -> Iterator[tuple[Batch, Tensor]]:
         is_batch = isinstance(X, Tensor | Mapping | tuple)
