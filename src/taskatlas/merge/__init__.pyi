@@ -2,14 +2,21 @@ from .adamerged import AdaMerged
 from .adamerging import adamerge
 from .axis_groups import AxisGroups
 from .batch_norm import reestimate_batch_norm
+from .clusters import Clusters
+from .corruptions import CORRUPTIONS, corrupted
+from .data_adaptive import DataAdaptive
+from .data_recipe import DATA_METHODS, DataRecipe
 from .evaluation import evaluate
 from .execute import MergeResult, carry_out, merge_recipe
+from .extractor import Extractor
 from .fisher import diagonal_fisher, fisher, fisher_merge
 from .make_plan import make_plan
 from .matching import Alignment, match_features
 from .merge_models import merge_models
+from .merge_result import MergeResult
 from .methods import METHODS, Method, merge_tensor
 from .operands import Operands
+from .placement import Placement
 from .plan import MergePlan
 from .recipe import MergeRecipe
 from .regmean import LayerInputs, gram_matrices, layer_inputs, regmean
@@ -18,21 +25,29 @@ from .task_vectors import TaskVectors
 from .unlabelled import Unlabelled
 
 __all__ = [
+    "CORRUPTIONS",
+    "DATA_METHODS",
     "METHODS",
     "AdaMerged",
     "Alignment",
     "AxisGroups",
+    "Clusters",
+    "DataAdaptive",
+    "DataRecipe",
     "Evaluation",
+    "Extractor",
     "LayerInputs",
     "MergePlan",
     "MergeRecipe",
     "MergeResult",
     "Method",
     "Operands",
+    "Placement",
     "TaskVectors",
     "Unlabelled",
     "adamerge",
     "carry_out",
+    "corrupted",
     "diagonal_fisher",
     "evaluate",
     "fisher",
