@@ -7,7 +7,7 @@ from .corruptions import CORRUPTIONS, corrupted
 from .data_adaptive import DataAdaptive
 from .data_recipe import DATA_METHODS, DataRecipe
 from .evaluation import evaluate
-from .execute import MergeResult, carry_out, merge_recipe
+from .execute import carry_out, merge_recipe
 from .extractor import Extractor
 from .fisher import diagonal_fisher, fisher, fisher_merge
 from .make_plan import make_plan
