@@ -72,6 +72,7 @@ def both_prepared(network: Prepare | None, extractor: Prepare | None) -> Prepare
     """Samples as the network and as the extractor take them, side by side.
 
     Example:
+        >>> import torch
         >>> prepare = both_prepared(lambda texts: {"ids": torch.tensor([[len(text)] for text in texts])},
         ...                         lambda texts: torch.ones(len(texts), 2))
         >>> prepare(["a", "bc"])
