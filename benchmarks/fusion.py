@@ -9,7 +9,6 @@ once for every task of a step; and for inference a merge for each sample in turn
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -126,7 +125,7 @@ def memory_rate() -> float:
 
 
 _MEMORY_PROBE = """
-import resource, sys
+import sys
 sys.path.insert(0, sys.argv[1])
 from fusion import memory_of_steps
 memory_of_steps(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
@@ -137,10 +136,9 @@ def memory_of_steps(layers: int, width: int, tasks: int) -> None:
     """Two whole training steps; prints the process's peak above its start, and the bytes of what must be there."""
     train_two_steps(transformer(1, 64), 64, 2)  # libraries, threads and their buffers are there before we measure
     module = transformer(layers, width)
-    before = _resident()
+    before = _memory("VmRSS")
     train_two_steps(module, width, tasks)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(peak - before, (EXPERTS + 2) * sum(value.numel() for value in module.parameters()) * 4)
+    print(_memory("VmHWM") - before, (EXPERTS + 2) * sum(value.numel() for value in module.parameters()) * 4)
 
 
 def train_two_steps(module: nn.Module, width: int, tasks: int) -> None:
@@ -152,9 +150,10 @@ def train_two_steps(module: nn.Module, width: int, tasks: int) -> None:
     DataAdaptive(module, vectors, extractor, steps=2).fit(data)
 
 
-def _resident() -> int:
+def _memory(field: str) -> int:
+    """Bytes resident now or at most: what ``getrusage`` says is handed down from the process that started this one."""
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024
+    return int(fields[field].split()[0]) * 1024
 
 
 def bench_memory(layers: int, width: int, tasks: tuple[int, ...]) -> dict:

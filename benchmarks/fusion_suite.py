@@ -41,8 +41,8 @@ COLUMNS = ("clean", "clean ratio", "corrupted", "corrupted ratio")
 OWN = ("head.*", "body.embeddings.*")  # heads, and what was not trained
 MORE_TO_DO = 3
 
-TUNING = {"steps": 150, "rate": 5e-4, "head_rate": 3e-3, "batch": 16}  # of experts: AdamW, the rate falling to zero
-ADAPTATION = {"steps": 150, "batch": 8, "adamerging_rate": 1e-2, "rate": 1e-3}  # of coefficients: Adam
+TUNING = {"steps": 120, "rate": 7e-4, "head_rate": 1e-3, "batch": 16}  # of experts: AdamW, the rate falling to zero
+ADAPTATION = {"steps": 100, "batch": 8, "adamerging_rate": 1e-2, "rate": 1e-3}  # of coefficients: Adam
 QUICK = {"steps": 5}
 
 
@@ -83,10 +83,8 @@ class Comparison:
             yield file, partial(self.fuse, level)
             name = f"data-adaptive {level}"
             yield self.score_file(self.small, name), partial(self.score_fused, self.small, level, known=True)
-            yield (
-                self.score_file(self.small, f"{name}, heads inferred"),
-                partial(self.score_fused, self.small, level, known=False),
-            )
+        inferred = partial(self.score_fused, self.small, "task", known=False)
+        yield self.score_file(self.small, "data-adaptive task, heads inferred"), inferred
         for name, state in self.merges(self.large, only=("individual", "base", "average", "task arithmetic")).items():
             yield self.score_file(self.large, name), partial(self.scores, self.large, state)
         for level in LEVELS:

@@ -19,6 +19,7 @@ from taskatlas.merge.evaluation import evaluate
 from taskatlas.merge.execute import merge_recipe
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.fisher import diagonal_fisher, fisher_merge
+from taskatlas.merge.low_rank import LowRankVectors
 from taskatlas.merge.regmean import layer_inputs, regmean
 from taskatlas.merge.unlabelled import Unlabelled
 from taskatlas.probe import Probe
@@ -138,6 +139,29 @@ def test_a_fusion_whose_network_and_extractor_prepare_samples(folder):
     (folder / "out" / "fusion.safetensors").write_bytes(b"other")
     with pytest.raises(BadInput, match="not the fusion that it was"):
         Zoo.open(folder / "out" / "per-sample.yaml")["b"].open()
+
+
+def test_lora_adapters_stay_low_rank(folder):
+    for seed, name in enumerate(("x", "y")):
+        place = folder / name
+        place.mkdir()
+        draw = torch.Generator().manual_seed(seed)
+        factors = {"A": torch.randn(2, 4, generator=draw), "B": torch.randn(5, 2, generator=draw)}
+        save_file({f"base_model.model.0.lora_{key}.weight": value for key, value in factors.items()},
+                  place / "adapter_model.safetensors")  # fmt: skip
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["0"]}
+        (place / "adapter_config.json").write_text(json.dumps(config))
+    models = [{"model": name, "data": "a.npz", "task": name} for name in ("x", "y")]
+    merge_recipe(recipe(folder, "data_adaptive", models=models), folder / "out")
+    base, _, data = opened(folder)
+    network = Zoo.open(folder / "out" / "per-sample.yaml")["x"].open().module
+    assert isinstance(network.fused.family.vectors, LowRankVectors)
+    folders = {name: folder / name for name in ("x", "y")}
+    streams = {name: Unlabelled(data["a"], batch_size=16) for name in folders}
+    expected = DataAdaptive(base, folders, Extractor.of(base), steps=6, learning_rate=0.01).fit(streams)
+    same(load_file(folder / "out" / "y" / "model.safetensors"), expected.merged_for(streams["y"], "y"))
+    with pytest.raises(BadInput, match="is a LoRA adapter"):
+        merge_recipe(recipe(folder, "adamerging", models=models), folder / "other")
 
 
 @pytest.mark.parametrize("method", ["fisher", "regmean"])

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from taskatlas.errors import BadInput
 from taskatlas.merge.fusion_learning import Optimizer
 from taskatlas.merge.hypernetwork import Bound
+from taskatlas.merge.lora import is_adapter
 from taskatlas.merge.recipe import did_you_mean, path_of
 from taskatlas.merge.task_vectors import Level
 from taskatlas.probe import Probe
@@ -211,6 +212,8 @@ class DataRecipe(_Strict):
                 zoo = Zoo.open(self.zoo, builder=self.builder)
                 if reference in zoo:
                     return zoo[reference]
+            if Path(reference).is_dir() and is_adapter(Path(reference)):
+                return Checkpoint(name, Path(reference))
             return Zoo.open({name: reference}, builder=self.builder)[name]
         except BadInput as error:
             raise BadInput(f"{field}: {error}") from error

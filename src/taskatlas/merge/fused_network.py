@@ -10,7 +10,7 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.data_recipe import DataRecipe
 from taskatlas.merge.fused_model import FusedModel
-from taskatlas.merge.opening import open_as_saved
+from taskatlas.merge.opening import open_as_saved, open_experts
 from taskatlas.store import file_digest
 
 Prepare = Callable[[list[Any]], Any]
@@ -60,10 +60,11 @@ def open_task(folder: str, task: str, content: str) -> tuple[nn.Module, Prepare 
         raise BadInput(f"{file} is not the fusion that it was. Merge again into a new folder.")
     recipe = DataRecipe.load(Path(folder) / "recipe.yml")
     others = recipe.others()
-    networks = {name: open_as_saved(checkpoint) for name, checkpoint in recipe.experts().items()}
-    modules = {name: opened.module for name, opened in networks.items()}
-    fused = DataAdaptive.load(file, open_as_saved(others["base"]).module, modules, others["extractor"])
-    both = networks[task].prepare, others["extractor"].open().prepare
+    base = open_as_saved(others["base"])
+    found = open_experts(recipe.experts(), base)
+    experts = {name: one.expert for name, one in found.items()}
+    fused = DataAdaptive.load(file, base.module, experts, others["extractor"])
+    both = found[task].opened.prepare, others["extractor"].open().prepare
     return FusedNetwork(fused.fused_, task), None if both == (None, None) else both_prepared(*both)
 
 
@@ -71,6 +72,7 @@ def both_prepared(network: Prepare | None, extractor: Prepare | None) -> Prepare
     """Samples as the network and as the extractor take them, side by side.
 
     Example:
+        >>> import torch
         >>> prepare = both_prepared(lambda texts: {"ids": torch.tensor([[len(text)] for text in texts])},
         ...                         lambda texts: torch.ones(len(texts), 2))
         >>> prepare(["a", "bc"])
