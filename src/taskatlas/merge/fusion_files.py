@@ -19,7 +19,7 @@ from taskatlas.merge.hypernetwork import Hypernetwork
 from taskatlas.store import atomic_write, output_folder
 from taskatlas.zoo.weights import first_line, tensors_digest
 
-_FORMAT = "taskatlas.data-adaptive/1"
+_FORMAT = "taskatlas.data-adaptive/1"  # the one key of the metadata: of several, the order in the file would be random
 _HISTORY = ("coefficients", "entropy", "marginal_entropy")
 _BESIDE = ("*token*.json", "*vocab*", "merges.txt", "*.model", "*processor_config.json", "generation_config.json")
 
@@ -65,7 +65,7 @@ class SavedFusion:
             about["learned"] = {"reached": sorted(learned.reached), "collapsed": dict(learned.collapsed)}
         copied = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         with atomic_write(Path(path)) as file:
-            save_file(copied, file, metadata={"format": _FORMAT, "about": json.dumps(about)})
+            save_file(copied, file, metadata={_FORMAT: json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path | str) -> "SavedFusion":
@@ -78,9 +78,9 @@ class SavedFusion:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
+                if _FORMAT not in metadata:
                     raise BadInput(f"{path} holds no fusion. Give a file that DataAdaptive.save wrote.")
-                about = json.loads(metadata["about"])
+                about = json.loads(metadata[_FORMAT])
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             history = about["learned"]
             return cls(
