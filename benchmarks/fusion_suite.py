@@ -38,7 +38,8 @@ SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # tried on validation samples
 LEVELS = ("task", "layer")
 CONDITIONS = ("clean", "corrupted")
 COLUMNS = ("clean", "clean ratio", "corrupted", "corrupted ratio")
-OWN = ("head.*", "body.embeddings.*")  # heads, and what was not trained
+OWN = ("head.*",)
+FISHER_SAMPLES = 64
 MORE_TO_DO = 3
 
 TUNING = {"steps": 120, "rate": 7e-4, "head_rate": 1e-3, "batch": 16}  # of experts: AdamW, the rate falling to zero
@@ -106,8 +107,10 @@ class Comparison:
     def fine_tune(self, family: str, task: str) -> Mapping[str, Tensor]:
         how, probe = self.tuning, self.suite.tasks[task]["train"]
         network = self.network(family, task)
-        body = [value for value in network.body.parameters() if value.requires_grad]
-        groups = [{"params": body, "lr": how["rate"]}, {"params": network.head.parameters(), "lr": how["head_rate"]}]
+        groups = [
+            {"params": network.body.parameters(), "lr": how["rate"]},
+            {"params": network.head.parameters(), "lr": how["head_rate"]},
+        ]
         optimizer = torch.optim.AdamW(groups)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=how["steps"])
         draw = np.random.default_rng(self.seed)
@@ -166,7 +169,7 @@ class Comparison:
         bodies, information = {}, {}
         for task, state in self.experts(family).items():
             network = self.with_weights(family, task, state)
-            found = diagonal_fisher(network, self.held_out(task), who=f"{task}: Fisher")
+            found = diagonal_fisher(network, self.held_out(task), samples=FISHER_SAMPLES, who=f"{task}: Fisher")
             bodies[task], information[task] = self.body(state), self.body(found)
         return ta.fisher_merge(bodies, information)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 import taskatlas as ta
@@ -54,11 +55,12 @@ def read_suite(texts: Path, encoder: Path | None, quick: bool) -> Suite:
     from transformers import AutoTokenizer
 
     encoder = encoder or installed_encoder()
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer, embeddings = AutoTokenizer.from_pretrained(encoder), bert(encoder, 1).embeddings
 
+    @torch.no_grad()
     def prepare(samples: list[str]) -> dict[str, Tensor]:
         found = tokenizer(samples, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
+        return {"inputs_embeds": embeddings(input_ids=found["input_ids"]), "attention_mask": found["attention_mask"]}
 
     return Suite(
         tasks={name: read_splits(texts / f"{name}.tsv", QUICK if quick else SIZES) for name in TASKS},
@@ -77,7 +79,7 @@ def installed_encoder() -> Path:
 
 
 class SentenceClassifier(nn.Module):
-    """An encoder, the mean of its last hidden states over tokens that are no padding, and a linear head."""
+    """Layers of an encoder, the mean of its last hidden states over tokens that are no padding, and a linear head."""
 
     def __init__(self, body: nn.Module, classes: int) -> None:
         super().__init__()
@@ -91,16 +93,29 @@ class SentenceClassifier(nn.Module):
         return self.head((states * kept).sum(1) / kept.sum(1))
 
 
+class Embedded(nn.Module):
+    """In place of embeddings, which are not trained: what comes is embedded already."""
+
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> Tensor:
+        """The same."""
+        return inputs_embeds
+
+
 def classifier(encoder: Path, layers: int, classes: int) -> nn.Module:
-    """The encoder's first layers with a new head; embeddings are not trained, so their coefficients are dead."""
+    """The encoder's first layers with a new head."""
+    body = bert(encoder, layers)
+    body.embeddings = Embedded()
+    return SentenceClassifier(body, classes).eval()
+
+
+def bert(encoder: Path, layers: int) -> nn.Module:
+    """The encoder's first layers."""
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    body = AutoModel.from_pretrained(encoder, add_pooling_layer=False, num_hidden_layers=layers)
-    body.embeddings.requires_grad_(False)
-    return SentenceClassifier(body, classes).eval()
+    return AutoModel.from_pretrained(encoder, add_pooling_layer=False, num_hidden_layers=layers).eval()
 
 
 def read_splits(path: Path, sizes: Mapping[str, int]) -> dict[str, ta.Probe]:
