@@ -68,8 +68,8 @@ def mean_of_parents(groups: AxisGroups, alignments: Mapping[str, Alignment]) -> 
             for member, alignment in members.get(name, ()):
                 if member.axis == axis and member.only is None:
                     seen = replace(member, axis=where % first.ndim)
-                    moved = _moved(moved, seen, alignment.places[model])
-                    count = _moved(count, replace(seen, axis=0), alignment.places[model])
+                    moved = moved_units(moved, seen, alignment.places[model])
+                    count = moved_units(count, replace(seen, axis=0), alignment.places[model])
             total += moved
             counts += count
         return total / along(counts, first.ndim, where)
@@ -94,15 +94,15 @@ def _merged(tensors: Sequence[Tensor], members: Sequence[tuple[Member, Alignment
     for model, tensor in enumerate(tensors):
         value, count = tensor.detach().double(), torch.ones_like(total)
         for member, alignment in members:
-            value = _moved(value, member, alignment.places[model])
+            value = moved_units(value, member, alignment.places[model])
             if member.role != "in":
-                count = _moved(count, member, alignment.places[model])
+                count = moved_units(count, member, alignment.places[model])
         total += value
         counts += count
     return (total / counts).to(tensors[0].dtype)
 
 
-def _moved(tensor: Tensor, member: Member, places: Int[np.ndarray, " units"]) -> Tensor:
+def moved_units(tensor: Tensor, member: Member, places: Int[np.ndarray, " units"]) -> Tensor:
     """Every unit's slices added up at the unit's place; positions outside the group stay."""
     part: list[slice] = [slice(None)] * tensor.ndim
     if member.only is not None:

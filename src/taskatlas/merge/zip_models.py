@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -15,12 +15,13 @@ from taskatlas.merge.calibration import Remedy
 from taskatlas.merge.group_statistics import gather
 from taskatlas.merge.merging import Merging
 from taskatlas.merge.network_graph import seen_at
-from taskatlas.merge.probe_batches import Data, ProbeBatches, first_samples
+from taskatlas.merge.probe_batches import Data, ProbeBatches, batch_length, first_samples
+from taskatlas.merge.weight_matching import match_weights
 from taskatlas.merge.zipped import Zipped
 from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.builders import some
 
-Matching = Literal["zip", "permute", "cycle_consistent", "identity"]
+Matching = Literal["zip", "permute", "cycle_consistent", "weight_matching", "identity"]
 _DISAGREE = 0.2  # a correlation below which merged units are hardly the same
 
 
@@ -75,21 +76,20 @@ def zip_models(
         >>> bool(torch.allclose(zipped.network(x), one(x), atol=1e-5))
         True
     """
+    _check_choice("method", method, get_args(Matching))
+    _check_choice("calibration", calibration, (*get_args(Remedy), None))
     if len(models) < 2:
         raise BadInput(f"{len(models)} model cannot be zipped; give two or more.")
     networks, names, own_prepare = _opened(models, device)
     batches = ProbeBatches(probe, networks[0], prepare=prepare or own_prepare, batch_size=batch_size)
     example = first_samples(next(iter(batches)), 2)
+    if batch_length(example) < 2:
+        raise BadInput("networks are not compared on one sample. Give some hundred, in batches of two or more.")
     groups = AxisGroups.of(networks[0], example, outputs) if groups is None else groups
     stop = None if stop_at is None else groups.stop(stop_at)
     _check_alike(networks, names, stop)
     groups = groups if stop is None else _up_to(groups, stop, networks[0], example)
-    aligned = Aligned({}, {})
-    notes: tuple[str, ...] = ()
-    if method != "identity":
-        statistics = gather(networks, groups, batches, names)
-        aligned = align(groups, statistics, method, a=a, b=b)
-        notes = _notes(groups, aligned, statistics.samples)
+    aligned, notes = _align(networks, names, groups, batches, method, a, b, seed)
     merging = Merging(networks, names, groups, aligned, batches, example, outputs, calibration, seed)
     with torch.no_grad():
         if stop is not None:
@@ -97,6 +97,27 @@ def zip_models(
         network = deepcopy(networks[0])
         network.load_state_dict(merging.to_the_end())
         return Zipped(network, names, None, aligned, notes, example)
+
+
+def _align(
+    networks: Sequence[nn.Module],
+    names: tuple[str, ...],
+    groups: AxisGroups,
+    batches: ProbeBatches,
+    method: Matching,
+    a: float | int,
+    b: float | int,
+    seed: int,
+) -> tuple[Aligned, tuple[str, ...]]:
+    """The alignment, and notes about it."""
+    if method == "identity":
+        return Aligned({}, {}), ()
+    if method == "weight_matching":
+        parameters = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
+        return match_weights([net.state_dict() for net in networks], groups, parameters, seed=seed), ()
+    statistics = gather(networks, groups, batches, names)
+    aligned = align(groups, statistics, method, a=a, b=b)
+    return aligned, _notes(groups, aligned, statistics.samples)
 
 
 def _opened(
@@ -157,3 +178,8 @@ def _notes(groups: AxisGroups, aligned: Aligned, samples: int) -> tuple[str, ...
             f"{_DISAGREE}): {some(apart)}. The merge may collapse there; were they trained at other rates or lengths?"
         )
     return tuple(notes)
+
+
+def _check_choice(name: str, chosen: str | None, known: tuple[str | None, ...]) -> None:
+    if chosen not in known:
+        raise BadInput(f"{name}={chosen!r} is no way to zip. Choose one of: {', '.join(map(str, known))}.")
