@@ -44,7 +44,7 @@ def tensor_shapes(shape: dict[str, int]) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-def write_models(folder: Path, shape: dict[str, int], models: int) -> list[Path]:
+def write_models(folder: Path, shape: dict[str, int], models: int, dtype: torch.dtype = torch.bfloat16) -> list[Path]:
     """A base and ``models`` fine-tuned copies, each its base plus noise a tenth as large."""
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -56,7 +56,7 @@ def write_models(folder: Path, shape: dict[str, int], models: int) -> list[Path]
         "num_key_value_heads": shape["hidden"] // 64,
         "vocab_size": shape["vocabulary"],
         "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }
     base: dict[str, torch.Tensor] = {}
     places = []
@@ -65,7 +65,7 @@ def write_models(folder: Path, shape: dict[str, int], models: int) -> list[Path]
         tensors = {}
         for name, size in tensor_shapes(shape).items():
             noise = torch.randn(size, generator=draw)
-            tensors[name] = (noise * 0.02 if model == 0 else base[name].float() + noise * 0.002).bfloat16()
+            tensors[name] = (noise * 0.02 if model == 0 else base[name].float() + noise * 0.002).to(dtype)
         base = base or tensors
         place = folder / ("base" if model == 0 else f"expert{model}")
         place.mkdir()
@@ -75,9 +75,9 @@ def write_models(folder: Path, shape: dict[str, int], models: int) -> list[Path]
     return places
 
 
-def write_recipe(folder: Path, method: str, places: list[Path], count: int) -> Path:
+def write_recipe(folder: Path, method: str, places: list[Path], count: int, dtype: str = "bfloat16") -> Path:
     own, shared = RECIPES[method]
-    lines = [f"merge_method: {method}", "dtype: bfloat16"]
+    lines = [f"merge_method: {method}", f"dtype: {dtype}"]
     if method != "linear":
         lines.append(f"base_model: {places[0]}")
     lines.append("models:")
@@ -204,6 +204,22 @@ def bench_against_mergekit(folder: Path, places: list[Path], method: str, progra
     return figures
 
 
+def bench_definitions(folder: Path, program: Path) -> dict:
+    """Outputs of both programs for small float32 models, where no magnitudes are equal and nothing is rounded between.
+
+    On bfloat16 models thousands of magnitudes equal the threshold of TIES: mergekit keeps some of these, ours all.
+    """
+    places = write_models(folder, QUICK, 4, torch.float32)
+    figures = {}
+    for method in ("linear", "task_arithmetic", "ties"):
+        recipe = write_recipe(folder, method, places, 4, "float32")
+        outs = [folder / f"{method}-{name}" for name in ("ours", "theirs")]
+        measured(ours(recipe, outs[0]), folder / "log")
+        measured([str(program), str(recipe), str(outs[1]), "--no-copy-tokenizer"], folder / "log")
+        figures |= {f"{method}_{key}": value for key, value in compare(*outs).items()}
+    return figures
+
+
 def bench_memory(folder: Path, places: list[Path], method: str, counts: tuple[int, ...]) -> dict:
     """Peak memory as the number of models grows; models beyond the first four are links to these."""
     figures = {}
@@ -243,6 +259,8 @@ def main() -> None:
             )
             for method in RECIPES
         }
+        (folder / "float32").mkdir()
+        benchmarks["same values, float32 models"] = lambda: bench_definitions(folder / "float32", program)
         benchmarks["memory of ties by number of models"] = lambda: bench_memory(folder, places, "ties", (2, 4, 8, 16))
         figures = {}
         for title, run in benchmarks.items():

@@ -1,31 +1,56 @@
 """Draws the pictures of the README.
 
-    python docs/figures.py COVARIANCE.npy NAMES.txt
+    python docs/figures.py space COVARIANCE.npy NAMES.txt
+    python docs/figures.py paths RUN.npz...
 
 The covariance of 34 language models is the one that Huang et al. (NeurIPS 2021) publish in their repository,
-github.com/baidu-research/task_space (MIT licence), as a matrix and a file of names.
+github.com/baidu-research/task_space (MIT licence), as a matrix and a file of names. The runs are four trainings of a
+ResNet-20 on 10,000 CIFAR-10 images over 8 epochs, recorded on 1,000 test images: two seeds, one with a twentieth of the
+learning rate, one on random labels.
 """
 
 import sys
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 
 import taskatlas as ta
+from taskatlas.paths.drawing import draw_embedding, draw_progress
+from taskatlas.paths.run_files import open_runs
+from taskatlas.paths.trace import trace_runs
 
 mpl.use("Agg")
 FIGURES = Path(__file__).parent / "figures"
+NAMES = {"all_a": "seed 1", "all_b": "seed 2", "slow": "slow", "randlab": "random labels"}
 
 
-def main() -> None:
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    space = ta.TaskSpace.from_matrix(sys.argv[1], sys.argv[2])
+def draw_space(covariance: str, names: str) -> None:
+    space = ta.TaskSpace.from_matrix(covariance, names)
     ax = space.plot()
     ax.figure.savefig(FIGURES / "language-models.png", dpi=110)
     ax = ta.select(space, stop_at_peak=True).plot()
     ax.figure.savefig(FIGURES / "language-models-selection.png", dpi=110)
 
 
+def draw_paths(*files: str) -> None:
+    runs = [one.run for one in open_runs([Path(file) for file in files])]
+    trace = trace_runs(runs, tasks=[NAMES.get(run.name, run.name) for run in runs])
+    figure = plt.figure(figsize=(12.5, 4.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    draw_embedding(trace.embedding, left.subplots(), (0, 1), trace.task_of)
+    draw_progress(trace.runs, right)
+    for ax in right.axes:
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()  # the colours are those of the map
+    figure.savefig(FIGURES / "cifar10-runs.png", dpi=110)
+
+
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case ["space", covariance, names]:
+            draw_space(covariance, names)
+        case ["paths", *files] if files:
+            draw_paths(*files)
+        case _:
+            sys.exit(__doc__)

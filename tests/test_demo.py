@@ -11,10 +11,14 @@ from threadpoolctl import threadpool_limits
 import taskatlas.demo
 from taskatlas.cli import main
 from taskatlas.demo import QUESTIONS, run_demo
+from taskatlas.paths import read_record
+from taskatlas.paths.files import read_trace
 from taskatlas.space import Selection, TaskSpace
 from taskatlas.space.files import read_transfers
 from taskatlas.store import check_receipts
 from taskatlas.zoo import Zoo
+
+FILES = {"ten digits #1": "digits-0.record", "ten digits #2": "digits-1.record", "shuffled labels": "shuffled.record"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +43,7 @@ def test_files_are_there_and_hold(toured):
     names = {path.name for path in folder.iterdir()}
     results = {"space.npz", "covariance.csv", "selection.json", "transfer.json", "atlas.html", "receipt.json"}
     assert names >= results | {"space.png", "selection.png", "transfer.png", "zoo"}
+    assert names >= {"trace.json", "points.csv", "inpca.png", "inpca-3d.png", "progress.png", "distances.png", "runs"}
     assert result.document["out"] == str(folder)
     assert result.document["report"] == str(folder / "atlas.html")
     assert check_receipts(folder)[1] == []
@@ -77,12 +82,29 @@ def test_results_are_those_that_are_told(toured):
     assert document["transfer"][-1]["selected"] > document["transfer"][0]["selected"]
 
 
+def test_trainings_are_recorded_and_random_labels_lead_nowhere(toured):
+    folder, result = toured
+    trace = read_trace(folder)
+    assert result.document["paths"].keys() == {"ten digits #1", "ten digits #2", "shuffled labels"}
+    for run in trace.runs:
+        told = result.document["paths"][run.name]
+        assert (told["length"], told["progress"]) == (run.length, run.progress[-1])
+        assert run.steps[0] == 0
+        assert np.isclose(run.length, read_record(folder / "runs" / FILES[run.name]).length())
+    first, second, shuffled = trace.runs
+    assert min(first.accuracy[-1], second.accuracy[-1]) > 0.8
+    assert min(first.progress[-1], second.progress[-1]) > 0.5
+    assert shuffled.accuracy[-1] < 0.3
+    assert shuffled.progress.max() < 0.2
+
+
 def test_lines_say_where_to_look(toured):
     folder, result = toured
     text = "\n".join(result.lines)
     assert str(folder / "atlas.html") in text
     assert all(name in text for name in result.document["selected"])
     assert f"{result.document['transfer'][-1]['selected']:.3f}" in text
+    assert all(f"{name}: a path of length" in text for name in result.document["paths"])
 
 
 def test_a_second_run_neither_trains_nor_extracts_and_finds_the_same(toured, monkeypatch, capsys):
@@ -95,13 +117,14 @@ def test_a_second_run_neither_trains_nor_extracts_and_finds_the_same(toured, mon
     # The heads of the transfer are trained anew each time, which tests of the transfer look at.
     monkeypatch.setattr(taskatlas.demo, "transfer", lambda zoo, names, *_, **__: scores[len(names)])
     monkeypatch.setattr(taskatlas.demo, "train", fails)
+    monkeypatch.setattr("torch.optim.AdamW.step", fails)
     monkeypatch.setattr("taskatlas.zoo.checkpoint.Checkpoint.open", fails)
     with pytest.raises(SystemExit) as stop:
         main(["demo", "--quick", "--out", str(folder), "--format", "json"])
     assert not stop.value.code
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert "5/5" in err
+    assert "6/6" in err
     timeless = {key: value for key, value in result.document.items() if key != "seconds"}
     assert {key: value for key, value in found.items() if key != "seconds"} == json.loads(json.dumps(timeless))
     assert check_receipts(folder)[1] == []
@@ -120,7 +143,7 @@ def test_another_seed_or_a_damaged_network_trains_again(toured, tmp_path, monkey
 
 def test_the_report_has_every_section(toured):
     text = (toured[0] / "atlas.html").read_text()
-    assert all(f"<h2>{title}</h2>" in text for title in ("Task space", "Selection", "Transfer"))
+    assert all(f"<h2>{title}</h2>" in text for title in ("Task space", "Selection", "Transfer", "Paths"))
 
 
 def test_questions_show_every_digit_to_someone_and_never_ask_which_one_it_is():

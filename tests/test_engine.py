@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from taskatlas.engine import run_jobs, track
+from taskatlas.engine import run_jobs, track, track_bytes
 from taskatlas.errors import BadInput
 from taskatlas.space import cka
 
@@ -126,3 +126,18 @@ def test_a_failure_goes_through_the_progress_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(ZeroDivisionError):
         run_jobs(lambda a, b: a / b, [(1, 0)], engine="threads:1")
+
+
+def test_bytes_are_shown_on_a_terminal_alone(monkeypatch):
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with track_bytes("moving sheep", 4_000_000) as advance:
+        advance(1_000_000)
+        advance(3_000_000)
+    assert "moving sheep" in shown.getvalue()
+    assert "4.0/4.0 MB" in shown.getvalue()
+    silent = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", silent)
+    with track_bytes("moving sheep", 1) as advance:
+        advance(1)
+    assert silent.getvalue() == ""

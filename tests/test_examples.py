@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 import taskatlas as ta
+from taskatlas.merge import Evaluation
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -93,6 +94,33 @@ def test_the_cifar_builder_reads_depth_and_width_from_the_weights(tmp_path):
     opened = zoo["net"].open()
     images = [np.full((32, 32, 3), value, dtype=np.uint8) for value in (0, 255)]
     assert opened.module(opened.prepare(images)).shape == (2, 5)
+
+
+def test_digits_are_merged_with_every_method(tmp_path):
+    found = example("merge_digits").main(["--epochs", "2", "--steps", "2", "--out", str(tmp_path)])
+    assert len(found.models()) == 18
+    assert found.ratio("individual") == 1
+    assert all(0.2 < found.average(model).value < 1 for model in found.models())
+    assert Evaluation.load(tmp_path / "evaluation.json") == found
+
+
+def test_text_experts_are_trained_once_and_merged(tmp_path, monkeypatch):
+    tiny_language_models(tmp_path / "models")
+    for task, words in {"animals": ("cat", "dog"), "colours": ("red", "blue", "green")}.items():
+        labelled = [f"{n % len(words)}\ta {words[n % len(words)]}" for n in range(24)]
+        rows = [f"{split}\t{row}" for split in ("train", "test") for row in labelled]
+        (tmp_path / f"{task}.tsv").write_text("\n".join(["split\tlabel\ttext", *rows]))
+    text = example("merge_text")
+    places = f"--model {tmp_path}/models/one --data {tmp_path} --tasks animals,colours --out {tmp_path}/out"
+    small = f"{places} --steps 9 --batch 4 --validation 8 --test 12 --adapt 2".split()
+    found = text.main(small)
+    assert [name.partition(",")[0] for name in found.models()][:3] == ["individual", "base", "average"]
+    assert len(found.models()) == 15
+    monkeypatch.setattr(text, "fine_tune", lambda *_: pytest.fail("an expert was trained again"))
+    monkeypatch.setattr(text, "METHODS", {})
+    assert set(text.main(small).scores) < set(found.scores)
+    zoo = ta.Zoo.load(tmp_path / "out" / "experts")
+    assert zoo["colours"].open().module.head.out_features == 3
 
 
 @pytest.mark.slow

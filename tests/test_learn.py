@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from taskatlas.errors import BadInput, WorkFailed
-from taskatlas.learn import IGNORED, _alike, accuracy, mlp, small_cnn, train
+from taskatlas.learn import IGNORED, accuracy, mlp, small_cnn, train
+from taskatlas.learn.stacked import _alike
 
 
 def blobs(n=60, d=5, classes=3, seed=0):

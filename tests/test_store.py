@@ -28,6 +28,7 @@ from taskatlas.store import (
     file_digest,
     load_receipts,
     output_folder,
+    sampled_digest,
 )
 
 
@@ -243,6 +244,42 @@ def test_a_file_that_cannot_be_read_has_no_digest(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(BadInput, match=r"cannot read .*Is the path right"):
             file_digest(path)
+
+
+def test_a_sampled_digest_tells_long_files_apart(tmp_path):
+    path = tmp_path / "weights"
+    content = np.random.default_rng(0).bytes(2**25 + 5)
+    path.write_bytes(content)
+    first = sampled_digest(path)
+    assert first.startswith("sampled:")
+    others = [content[:-1], content + b"0", b"0" + content[1:], content[:-1] + b"0", bytes(len(content))]
+    for other in others:
+        path.write_bytes(other)
+        assert sampled_digest(path) != first
+    path.write_bytes(content)
+    assert sampled_digest(path) == first
+
+
+def test_a_sampled_digest_sees_every_byte_of_a_short_file(tmp_path):
+    path = tmp_path / "config"
+    for length in (0, 1, 2**16, 2**16 + 1, 3 * 2**16 - 1, 2**23):
+        content = bytes(length)
+        path.write_bytes(content)
+        first = sampled_digest(path)
+        for place in {0, length // 3, length // 2, length - 1} if length else ():
+            path.write_bytes(content[:place] + b"1" + content[place + 1 :])
+            assert sampled_digest(path) != first
+    with pytest.raises(BadInput, match=r"cannot read .*Is the path right"):
+        sampled_digest(tmp_path / "none")
+
+
+def test_verifying_a_sampled_source(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    receipt = Receipt("merge", {}, {}, sources={str(path): sampled_digest(path)})
+    assert receipt.verify(tmp_path) == []
+    path.write_bytes(b"Weights")
+    assert "changed after merge read it" in receipt.verify(tmp_path)[0]
 
 
 # Whole or not at all

@@ -1,6 +1,7 @@
 """Tutorials run as they stand and say what they should."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,3 +23,10 @@ def test_tutorial_runs(path, capsys):
         assert set(found["pick"].names) <= set(found["zoo"])
         assert found["growth"].divergence[0].mean() > found["growth"].divergence[-1].mean()
         assert f"{found['worth'].selected:.3f}" in printed
+    if path.stem == "trace_a_training":
+        first, second, shuffled = found["trace"].runs
+        assert min(first.progress[-1], second.progress[-1]) > 0.5 > 10 * shuffled.progress.max()
+        assert found["trace"].tree.distance == "frechet"
+        assert found["trace"].tree.distances[0, 1] < 0.5 * found["trace"].tree.distances[0, 2]
+        assert f"length {first.length:.2f}, tortuosity {first.tortuosity:.2f}" in printed
+        shutil.rmtree(found["folder"])

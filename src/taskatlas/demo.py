@@ -1,9 +1,12 @@
-"""The whole tour on scikit-learn's handwritten digits: train a small zoo, map it, pick from it, test the picks.
+"""The whole tour on scikit-learn's handwritten digits: train a small zoo, map it, pick from it, trace trainings.
 
 A dozen small networks learn a dozen questions about the same digits ("is it odd?", "does it have a loop?", "0, 1 or
 2?"). None is asked which of the ten digits it sees. The map is drawn from unlabelled digits alone; then a linear head
 on the features of the picked networks has to tell all ten digits apart from a few examples of each, against random
 picks. It is the agents experiment of Huang et al. (NeurIPS 2021, section 4.2) in small.
+
+Three more networks learn the ten digits themselves, two from different seeds and one with its labels shuffled, and are
+asked about digits they never see while they train: paths in prediction space (Ramesh et al., ICML 2023) in small.
 """
 
 import json
@@ -21,6 +24,9 @@ from torch import nn
 from taskatlas.engine import Engine
 from taskatlas.errors import BadInput
 from taskatlas.learn import accuracy, mlp, train
+from taskatlas.paths import Recorder, Trace, trace_runs
+from taskatlas.paths.files import write_trace
+from taskatlas.paths.run_files import open_runs
 from taskatlas.probe import Probe
 from taskatlas.report import write_report
 from taskatlas.space import TaskSpace, Transfer, map_tasks, select, transfer
@@ -49,6 +55,11 @@ _IGNORED = -100  # PyTorch's cross-entropy skips this label
 _HIDDEN = (48, 24)
 _SHOTS = 5  # labelled examples of each digit for the unseen task
 _PROBE, _TRAINING = 500, 800  # digits; the rest tests the heads
+TRAININGS: Mapping[str, tuple[str, int, bool]] = {  # file: task, seed, whether labels are shuffled
+    "digits-0": ("ten digits", 0, False),
+    "digits-1": ("ten digits", 1, False),
+    "shuffled": ("shuffled labels", 0, True),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ def network(classes: int) -> nn.Module:
 
 
 def run_demo(out: Path | str = "demo", *, quick: bool = False, seed: int = 0, engine: Engine = "local") -> DemoResult:
-    """Trains, maps, selects, transfers and reports into ``out``; running again does not train or extract again.
+    """Trains, maps, selects, transfers, traces and reports into ``out``; running again does not train or extract again.
 
     Args:
         out: folder for the zoo, the pictures, the results and ``atlas.html``.
@@ -86,26 +97,26 @@ def run_demo(out: Path | str = "demo", *, quick: bool = False, seed: int = 0, en
     few = _few_of_each(digits[pool], _SHOTS)
     few_shot = Probe.from_arrays(images[pool][few], labels=digits[pool][few])
 
-    say(f"1/5  training {len(QUESTIONS)} small networks, each on a question of its own about handwritten digits")
+    say(f"1/6  training {len(QUESTIONS)} small networks, each on a question of its own about handwritten digits")
     epochs = 15 if quick else 60
     scores = _train_zoo(out / "zoo", images[pool], digits[pool], test, epochs=epochs, seed=seed)
     zoo = Zoo.open(out / "zoo")
     store = Store(out / ".store")
 
     begun = time.perf_counter()
-    say(f"2/5  mapping the zoo on {len(probe)} unlabelled digits")
+    say(f"2/6  mapping the zoo on {len(probe)} unlabelled digits")
     replicates = 10 if quick else 50
     space = map_tasks(zoo, probe, bootstrap=replicates, seed=seed, engine=engine, store=store)
     settings = {"kernel": space.kernel, "bootstrap": replicates}
     write_space(space, out, zoo=zoo, probe=probe, settings=settings, seed=seed, started=begun)
 
     begun = time.perf_counter()
-    say("3/5  selecting the networks that cover the rest")
+    say("3/6  selecting the networks that cover the rest")
     selection = select(space, stop_at_peak=True)
     write_selection(selection, out, space=space, started=begun)
 
     begun = time.perf_counter()
-    say(f"4/5  testing the picks on an unseen task: all ten digits, from {_SHOTS} examples of each")
+    say(f"4/6  testing the picks on an unseen task: all ten digits, from {_SHOTS} examples of each")
     sizes = [size for size in (1, 2, 3, 4, 5, 6) if size <= len(selection.names)]
     n_random = 10 if quick else 20
     transfers = [
@@ -115,9 +126,17 @@ def run_demo(out: Path | str = "demo", *, quick: bool = False, seed: int = 0, en
     settings = {"shots": _SHOTS, "random": n_random}
     write_transfers(transfers, out, zoo=zoo, probes=(few_shot, test), settings=settings, seed=seed, started=begun)
 
-    say("5/5  writing the report")
+    begun = time.perf_counter()
+    say(f"5/6  recording {len(TRAININGS)} trainings on all ten digits, one with shuffled labels; drawing their paths")
+    _record_trainings(out / "runs", images[pool], digits[pool], test, epochs=8 if quick else 20, seed=seed)
+    runs = open_runs([out / "runs"])
+    resamples = 5 if quick else 20
+    trace = trace_runs([one.run for one in runs], distance="frechet", bootstrap=resamples, seed=seed)
+    write_trace(trace, out, runs=runs, settings={"bootstrap": resamples}, seed=seed, started=begun)
+
+    say("6/6  writing the report")
     page = write_report(out)
-    return _findings(out, page, space, selection.names, transfers, scores, time.perf_counter() - started)
+    return _findings(out, page, space, selection.names, transfers, trace, scores, time.perf_counter() - started)
 
 
 def _digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,9 +157,9 @@ def _train_zoo(
 ) -> dict[str, float]:
     """Trains one network a question, unless the folder holds them already; returns each one's accuracy."""
     settings = {"epochs": epochs, "seed": seed, "hidden": list(_HIDDEN), "questions": dict(QUESTIONS)}
-    finished = _finished(folder, json.loads(json.dumps(settings)))
-    if finished is not None:
-        return finished
+    if _is_finished(folder, "train", settings):
+        found: dict[str, float] = json.loads((folder / "accuracy.json").read_text(encoding="utf-8"))
+        return found
     test_images = torch.from_numpy(np.asarray(test.inputs))
     networks, questions, scores = [], [], {}
     for position, (name, answers) in enumerate(QUESTIONS.items()):
@@ -176,14 +195,41 @@ def _train_zoo(
     return scores
 
 
-def _finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, float] | None:
-    """The accuracies that an earlier run with the same settings left, if all of its files still hold."""
+def _record_trainings(
+    folder: Path, images: np.ndarray, digits: np.ndarray, test: Probe, *, epochs: int, seed: int
+) -> None:
+    """Trains each of ``TRAININGS`` and records it on unseen digits, unless the folder holds these runs already."""
+    settings = {"epochs": epochs, "seed": seed, "hidden": list(_HIDDEN), "trainings": dict(TRAININGS)}
+    if _is_finished(folder, "record", settings):
+        return
+    inputs = torch.from_numpy(images)
+    with output_folder(folder, "record", inputs={"probe": test.digest}, settings=settings, seed=seed) as staging:
+        for file, (task, own, shuffled) in TRAININGS.items():
+            random = np.random.default_rng((seed, own))
+            targets = torch.from_numpy(random.permutation(digits) if shuffled else digits)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1000 * seed + own)
+                net = network(10)
+            optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3)
+            recorder, step = Recorder(test, staging / f"{file}.record", name=task), 0
+            for _ in range(epochs):
+                for rows in torch.split(torch.from_numpy(random.permutation(len(digits))), 64):
+                    recorder(net, step)
+                    optimiser.zero_grad()
+                    torch.autograd.backward(nn.functional.cross_entropy(net(inputs[rows]), targets[rows]))
+                    optimiser.step()
+                    step += 1
+            recorder.record(net, step)
+
+
+def _is_finished(folder: Path, maker: str, settings: Mapping[str, Any]) -> bool:
+    """Whether an earlier run with the same settings left its results, and all of its files still hold."""
+    wanted = json.loads(json.dumps(settings))
     with suppress(BadInput):
-        for receipt in load_receipts(folder):
-            if receipt.made_by == "train" and receipt.settings == settings and not receipt.verify(folder):
-                found: dict[str, float] = json.loads((folder / "accuracy.json").read_text(encoding="utf-8"))
-                return found
-    return None
+        return any(
+            one.made_by == maker and one.settings == wanted and not one.verify(folder) for one in load_receipts(folder)
+        )
+    return False
 
 
 def _labels_of(answers: tuple[int, ...], digits: np.ndarray) -> torch.Tensor:
@@ -203,6 +249,7 @@ def _findings(
     space: TaskSpace,
     picked: tuple[str, ...],
     transfers: list[Transfer],
+    trace: Trace,
     scores: Mapping[str, float],
     seconds: float,
 ) -> DemoResult:
@@ -224,6 +271,14 @@ def _findings(
             f"      k = {len(one.names)}: picked {one.selected:.3f}, random {median:.3f} "
             f"(5 % to 95 %: {low:.3f} to {high:.3f})"
         )
+    lines.append("  - Trainings on all ten digits, asked about digits that they did not see:")
+    for run in trace.runs:
+        assert run.progress is not None
+        assert run.accuracy is not None
+        lines.append(
+            f"      {run.name}: a path of length {run.length:.1f}, {run.progress[-1]:.0%} of the way to the truth, "
+            f"{run.accuracy[-1]:.0%} right"
+        )
     lines += ["", f"Open {page} in a browser; the pictures are in {out}/*.png and the networks in {out}/zoo."]
     document = {
         "out": str(out),
@@ -240,5 +295,15 @@ def _findings(
             }
             for one in transfers
         ],
+        "paths": {
+            run.name: {
+                "length": run.length,
+                "tortuosity": run.tortuosity,
+                "progress": None if run.progress is None else float(run.progress[-1]),
+                "accuracy": None if run.accuracy is None else float(run.accuracy[-1]),
+            }
+            for run in trace.runs
+        },
+        "explained_stress": trace.embedding.explained_stress.tolist(),
     }
     return DemoResult(document, tuple(lines))

@@ -97,6 +97,41 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
 
 
 @contextmanager
+def track_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function that is told how many more bytes are done, with a progress bar as ``track`` has.
+
+    Example:
+        >>> with track_bytes("copying", 10) as done:
+        ...     done(4)
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
 def single_threaded_products() -> Iterator[int]:
     """While it lasts, numpy's matrix products use one thread each; yields how many threads they used before.
 

@@ -33,6 +33,8 @@ _STAGING = ".staging-"
 _UNWRITABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 )
+_SAMPLED = "sampled:"
+_BLOCKS, _BLOCK = 128, 2**16  # of a sampled digest, and their bytes
 _ABANDONED_AFTER = 24 * 3600.0  # seconds after which an unfinished temporary folder belongs to a run that died
 
 
@@ -80,6 +82,58 @@ def file_digest(path: Path) -> str:
     return found
 
 
+def sampled_digest(path: Path) -> str:
+    """Digest of a file's length and of blocks spread evenly over it: no work to speak of, however large it is.
+
+    It tells files of weights apart, which differ everywhere once they were trained further; an edit of a few bytes
+    between the blocks it does not see. A file of up to 8 MiB is read whole.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    state = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            state.update(struct.pack("<Q", length))
+            spread = max(0, length - _BLOCK) / (_BLOCKS - 1)
+            for block in range(_BLOCKS):
+                start = int(block * spread) if length > _BLOCK * _BLOCKS else block * _BLOCK
+                file.seek(start)
+                state.update(file.read(_BLOCK))
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror or error}. Is the path right?") from error
+    return f"{_SAMPLED}{state.hexdigest()}"
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turns a failure to write something into a sentence; other errors pass.
+
+    Raises:
+        BadInput: no permission, no space, no folder.
+
+    Example:
+        >>> with writing(Path("disk")):
+        ...     raise OSError(errno.ENOSPC, "")
+        Traceback (most recent call last):
+        ...
+        taskatlas.errors.BadInput: no space left to write disk; what was there is untouched. ...
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BadInput(
+                f"no space left to write {place}; what was there is untouched. Free some space or choose another place."
+            ) from error
+        if error.errno in _UNWRITABLE:
+            raise BadInput(f"cannot write {place}: {error.strerror}. Choose another place.") from error
+        raise
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it replaces ``path`` in one step, on failure it is removed.
@@ -95,7 +149,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         ...     (Path(folder) / "a.txt").read_text()
         'whole'
     """
-    with _told_as_bad_input(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -116,11 +170,36 @@ class Receipt:
     inputs: Mapping[str, str]  # name -> digest
     settings: Mapping[str, Any]
     outputs: Mapping[str, str] = field(default_factory=dict)  # file, relative to the folder -> SHA-256
-    sources: Mapping[str, str] = field(default_factory=dict)  # file that was read, absolute path -> SHA-256
+    sources: Mapping[str, str] = field(default_factory=dict)  # file that was read, absolute path -> SHA-256 or sampled
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
     seconds: float = 0.0
     created: str = ""
+
+    @classmethod
+    def now(
+        cls,
+        made_by: str,
+        *,
+        inputs: Mapping[str, str],
+        settings: Mapping[str, Any],
+        outputs: Mapping[str, str],
+        sources: Mapping[str, str],
+        seed: int | None,
+        started: float,
+    ) -> Receipt:
+        """A receipt for work that ends now and began at ``started`` (``time.perf_counter()``)."""
+        return cls(
+            made_by=made_by,
+            inputs=dict(inputs),
+            settings=dict(settings),
+            outputs=dict(outputs),
+            sources=dict(sources),
+            versions=_versions(),
+            seed=seed,
+            seconds=round(time.perf_counter() - started, 3),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
     @property
     def digest(self) -> str:
@@ -150,7 +229,8 @@ class Receipt:
             elif _plain_digest(path) != expected:  # the remembered digest would miss an edit that keeps the time stamp
                 problems.append(f"{path} changed after {self.made_by} wrote it")
         for name, expected in self.sources.items():
-            if Path(name).is_file() and file_digest(Path(name)) != expected:
+            digest_of = sampled_digest if expected.startswith(_SAMPLED) else file_digest
+            if Path(name).is_file() and digest_of(Path(name)) != expected:
                 problems.append(f"{name} changed after {self.made_by} read it; run {self.made_by} again")
         return problems
 
@@ -216,23 +296,21 @@ def output_folder(
         BadInput: the place cannot be written; what was there is untouched.
     """
     started = time.perf_counter() if started is None else started
-    with _told_as_bad_input(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder, _STAGING)
         staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
         try:
             yield staging
             files = sorted(path for path in staging.rglob("*") if path.is_file())
-            receipt = Receipt(
-                made_by=made_by,
-                inputs=dict(inputs),
-                settings=dict(settings),
+            receipt = Receipt.now(
+                made_by,
+                inputs=inputs,
+                settings=settings,
                 outputs={str(path.relative_to(staging)): _plain_digest(path) for path in files},
                 sources={str(path.resolve()): file_digest(path) for path in sources},
-                versions=_versions(),
                 seed=seed,
-                seconds=round(time.perf_counter() - started, 3),
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                started=started,
             )
             # Whatever could refuse the receipt, a full disk too, does so before a file moves; then all is renaming.
             (staging / RECEIPT).write_text(_receipts_text(folder, receipt), encoding="utf-8")
@@ -280,7 +358,7 @@ class Store:
         if (place / RECEIPT).is_file():
             return place
         prefix = f".{place.name}-"
-        with _told_as_bad_input(self.root):
+        with writing(self.root):
             place.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(place.parent, prefix)
             workshop = Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
@@ -355,23 +433,6 @@ def _check_types(receipt: Receipt) -> None:
     outside = [name for name in receipt.outputs if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
         raise ValueError(f"{outside[0]} lies outside the folder")
-
-
-@contextmanager
-def _told_as_bad_input(place: Path) -> Iterator[None]:
-    """Turns a failure of the file system into a sentence; other errors pass."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise BadInput(
-                f"no space left to write {place}; what was there is untouched. Free some space or choose another place."
-            ) from error
-        if error.errno in _UNWRITABLE:
-            raise BadInput(f"cannot write {place}: {error.strerror}. Choose another place.") from error
-        raise
 
 
 def _plain_digest(path: Path) -> str:

@@ -60,8 +60,21 @@ def write_network(file, seed, hidden):
     save_file(net.state_dict(), file)
 
 
+def write_run(file, seed=0, steps=6, samples=20, classes=4, **others):
+    """A run that comes closer to labels(samples, classes), with noise of its own, as a NumPy archive."""
+    random = np.random.default_rng((seed, 3))
+    labels = np.arange(samples) % classes
+    pace = 0.7 * np.arange(steps)[:, None, None]
+    logits = pace * np.eye(classes)[labels] + 0.4 * random.standard_normal((steps, samples, classes))
+    fields = {"logits": logits, "steps": 10 * np.arange(steps), "labels": labels} | others
+    np.savez(file, **{name: value for name, value in fields.items() if value is not None})
+
+
 def write_material(folder):
-    """nets.py, three checkpoints a, b, c in zoo/, and samples with two classes."""
+    """nets.py, three checkpoints a, b, c in zoo/, samples with two classes, and three runs in runs/."""
+    (folder / "runs").mkdir()
+    for seed, name in enumerate(("cats-0", "cats-1", "dogs")):
+        write_run(folder / "runs" / f"{name}.npz", seed, steps=6 - seed)
     (folder / "nets.py").write_text(BUILDER)
     (folder / "zoo").mkdir()
     for seed, (name, hidden) in enumerate({"a": 5, "b": 6, "c": 7}.items()):

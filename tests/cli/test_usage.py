@@ -3,13 +3,30 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.cli.make import MAP, SOURCE, TRANSFER
 
 from taskatlas.cli import app
+from taskatlas.zoo import Zoo
 
-COMMANDS = ("", "zoo", "zoo ls", "map", "select", "transfer", "report", "check", "demo")
+COMMANDS = (
+    "",
+    "zoo",
+    "zoo ls",
+    "map",
+    "select",
+    "transfer",
+    "train",
+    "record",
+    "trace",
+    "merge",
+    "evaluate",
+    "report",
+    "check",
+    "demo",
+)
 PICK = ("--pick", "a,c")
 
 DOCUMENTS = {
@@ -17,6 +34,8 @@ DOCUMENTS = {
     MAP: {"names", "covariance", "space"},
     ("select", "atlas", "-k", "2"): {"selected", "mutual_information"},
     (*TRANSFER, *PICK): {"selected", "random"},
+    ("record", "zoo", "--probe", "probe.npz", "--builder", "nets.py:mlp", "--steps", "0,1,2"): {"trajectory", "steps"},
+    ("trace", "runs"): {"explained_stress", "eigenvalues", "progress", "length"},
     ("report", "atlas"): {"report"},
     ("check", "atlas"): {"checked", "failed"},
 }
@@ -76,6 +95,15 @@ def test_every_command_has_the_common_options(run):
         (["select", "atlas", "--method", "random"], "facility_location"),
         (["transfer", "zoo", "--pick", "a", "--train", "train.npz", "--test", "test.npz", "--random", "0"], ">= 1"),
         (["transfer", "zoo", "--pick", "a", "--train", "train.npz"], "--test"),
+        (["trace"], "RUNS"),
+        (["trace", "runs", "--metric", "euclidean"], "hellinger"),
+        (["trace", "runs", "--components", "1"], ">= 2"),
+        (["trace", "runs", "--bootstrap", "-1"], ">= 0"),
+        (["trace", "runs", "--landmarks", "0"], ">= 1"),
+        (["trace", "runs", "--distance", "hausdorff"], "frechet"),
+        (["trace", "runs", "--predictions", "x", "--kind", "scores"], "logits"),
+        (["record", "zoo"], "--probe"),
+        (["record", "zoo", "--probe", "probe.npz", "--batch-size", "0"], ">= 1"),
     ],
 )
 def test_bad_usage_is_status_2_and_says_what_is_possible(run, place, arguments, said):
@@ -95,7 +123,28 @@ def test_defaults_come_from_a_file_where_the_command_runs(run_json, run, place):
     assert "buildr" in ran.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["map", "--help"], ["map"], ["nonsense"], ["select", "x", "-k=y"]])
+def test_a_broken_file_of_defaults_is_named(run, place):
+    for content in (b"[map\n", b"\xff\xfe[map]", b"3"):
+        (place / "taskatlas.toml").write_bytes(content)
+        ran = run("zoo", "ls", "zoo")
+        assert (ran.code, ran.out) == (2, "")
+        said = "".join(ran.err.replace("│", " ").split())  # the box breaks a long path anywhere
+        assert f"{place}/taskatlas.tomlcannotbereadasTOML" in said
+    (place / "taskatlas.toml").unlink()
+    (place / "taskatlas.toml").mkdir()
+    assert "directory" in run("zoo", "ls", "zoo").err
+
+
+def test_the_hint_for_a_hub_id_is_a_zoo_that_opens(run, place):
+    message = run("zoo", "ls", "org/model", "--no-digests").err
+    Path("hub.yaml").write_text(message.partition("with the line: ")[2])
+    (checkpoint,) = Zoo.open("hub.yaml").values()
+    assert (checkpoint.name, checkpoint.weights, checkpoint.builder) == ("model", "org/model", "transformers")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["map", "--help"], ["trace", "--help"], ["map"], ["nonsense"], ["select", "x", "-k=y"]]
+)
 def test_help_and_bad_usage_import_nothing_heavy(tmp_path, arguments):
     program = f"""
 import sys

@@ -7,7 +7,8 @@ import pytest
 from tests.paths.make import labels, learning
 
 from taskatlas.errors import BadInput, MissingExtra
-from taskatlas.paths import Trajectory
+from taskatlas.paths import Trajectory, importers
+from taskatlas.store import Store
 
 P = learning(samples=6, steps=3)
 KINDS = {"log_probs": np.log(P), "probs": P, "logits": np.log(P) + np.arange(6)[:, None]}
@@ -80,6 +81,37 @@ def test_what_the_file_holds_is_checked(written):
         written(probs=P, labels=np.full(6, 5))
     with pytest.raises(BadInput, match="steps do not fit"):
         written(probs=P, steps=np.arange(4))
+
+
+def test_steps_and_labels_are_numbers_and_never_rounded(written):
+    for arrays, words in (
+        ({"labels": np.arange(6) + 0.5}, "labels in .* float64, not a row of numbers"),
+        ({"labels": np.zeros((6, 1), int)}, "labels in .*\\(6, 1\\)"),
+        ({"steps": np.array(list("abc"))}, "steps in "),
+    ):
+        with pytest.raises(BadInput, match=words):
+            written(probs=P, **arrays)
+    assert written(probs=P, steps=np.array([0.5, 1, 2])).steps.tolist() == [0.5, 1, 2]
+
+
+def test_an_hdf5_file_is_converted_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    path, store = tmp_path / "a.h5", Store(tmp_path / "store")
+    write_hdf5(path, probs=P)
+    first = Trajectory.from_hdf5(path, store=store)
+    calls = []
+    known = importers.write_run
+    monkeypatch.setattr(importers, "write_run", lambda *a, **s: calls.append(1) or known(*a, **s))
+    again = Trajectory.from_hdf5(path, name="b", store=store)
+    assert (again.name, calls) == ("b", [])
+    assert np.array_equal(again.log_probs, first.log_probs)
+    owner = again.log_probs
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner, np.memmap)
+    path.unlink()
+    write_hdf5(path, probs=P[::-1])
+    assert np.allclose(Trajectory.from_hdf5(path, store=store).probabilities(), P[::-1], atol=1e-6)
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("extension", FORMATS)

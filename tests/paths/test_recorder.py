@@ -2,6 +2,7 @@
 
 import random
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.paths import Recorder, every, geometric, predict, read_record
-from taskatlas.paths.record_file import RecordHeader, append_snapshot, resume_record, start_record
+from taskatlas.paths.record_file import RecordHeader, append_snapshot, recover_record, resume_record, start_record
 from taskatlas.probe import Probe
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
@@ -127,6 +128,25 @@ def test_a_killed_run_keeps_all_that_was_recorded(tmp_path):
         assert np.array_equal(read_record(path).log_probs, whole_run(content, tmp_path).log_probs[:kept])
 
 
+def test_a_record_stays_on_disk_and_what_it_lost_is_counted(tmp_path):
+    path = tmp_path / "run.record"
+    train(4, Recorder(PROBE, path, schedule=every(1)))
+    whole, lost = recover_record(path)
+    assert (len(whole), lost) == (4, 0)
+    owner = whole.log_probs
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner, np.memmap)
+    path.rename(tmp_path / "moved.record")
+    content = (tmp_path / "moved.record").read_bytes()
+    path.write_bytes(content[:-9])
+    short, lost = recover_record(path, {"run": "mine"})
+    assert (len(short), short.name) == (3, "mine")
+    assert lost == 8 + 4 * 24 * 3 + 4 - 9
+    assert np.array_equal(short.log_probs, whole.log_probs[:3])
+    assert short.length() == pytest.approx(float(whole.step_lengths()[:2].sum()))
+
+
 def whole_run(content, folder):
     (folder / "whole.record").write_bytes(content)
     return read_record(folder / "whole.record")
@@ -200,6 +220,50 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, monkeypatch):
     assert read_record(path).steps[0] == 0
     with pytest.raises(BadInput, match="cannot write"):
         append_snapshot(tmp_path, 1.0, np.log([[0.5, 0.5]]))
+
+
+def test_half_a_snapshot_on_a_full_disk_hides_none_that_follows(tmp_path, monkeypatch):
+    path = tmp_path / "run.record"
+    start_record(path, RecordHeader("a", ["x"], 2))
+    append_snapshot(path, 0.0, np.log([[0.5, 0.5]]))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(BadInput, match="No space left"):
+            append_snapshot(path, 1.0, np.log([[0.1, 0.9]]))
+    append_snapshot(path, 2.0, np.log([[0.2, 0.8]]))
+    assert read_record(path).steps.tolist() == [0, 2]
+
+
+def test_many_snapshots_need_the_memory_of_one(tmp_path):
+    """As 61 snapshots of 50,000 samples and 1,000 classes would not fit: 12 GB."""
+    big = Probe.from_arrays(np.random.default_rng(0).normal(size=(2000, 6)), labels=np.arange(2000) % 3)
+    net = nn.Linear(6, 200)
+    size = 4 * 2000 * 200
+    tracemalloc.start()
+    recorder = Recorder(big, tmp_path / "run.record", schedule=every(1), batch_size=500)
+    for step in range(20):
+        recorder(net, step)
+    recorded = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    log_probs = read_record(tmp_path / "run.record").log_probs
+    resumed = Recorder(big, tmp_path / "run.record").steps
+    read = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(resumed) == 20
+    assert recorded < 5 * size
+    assert read < 5 * size
+    assert not log_probs.flags.writeable
+    assert np.array_equal(log_probs[7], predict(net, big, batch_size=500).log_probs)
+
+
+@pytest.mark.parametrize("field", [b'"classes": 2', b'"classes": -2', b'"classes": "2"', b'"classes": 999999999999'])
+def test_a_header_that_promises_too_much(tmp_path, field):
+    path = tmp_path / "run.record"
+    text = b'{"name": "a", "ids": ["x"], ' + field + b"}"
+    content = b"taskatlas record 1\n" + len(text).to_bytes(8, "little") + text
+    path.write_bytes(content + b"\0" * 40)
+    with pytest.raises(BadInput, match=r"damaged|no whole snapshot"):
+        read_record(path)
 
 
 # What cannot be recorded

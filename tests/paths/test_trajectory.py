@@ -254,8 +254,8 @@ def test_regressions():
 def test_the_picture_says_what_it_shows():
     found = run()
     ax = found.plot()
-    assert ax.get_title() == "a"
+    assert ax.get_title(loc="left") == "a"
     assert ax.get_xlabel() == "training step"
     drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
-    assert np.array_equal(drawn["progress"], found.progress())
+    assert np.array_equal(drawn["progress to the truth"], found.progress())
     assert np.array_equal(drawn["accuracy"], found.accuracy())

@@ -96,3 +96,15 @@ def imprint(features: np.ndarray, labels: np.ndarray, classes: int, temperature:
         result[i] = np.exp(np.array(scores) - max(scores))
         result[i] /= result[i].sum()
     return result
+
+
+def resampled_map(P: Sequence[np.ndarray], times: Sequence[int]) -> np.ndarray:
+    """Eigenvalues of the map in which each run's predictions stand as often as it was drawn."""
+    drawn = np.concatenate([run for run, count in zip(P, times, strict=True) for _ in range(count)])
+    return inpca(bhattacharyya(drawn, drawn))[0]
+
+
+def mean_of_drawn(values: Sequence[float], times: Sequence[int]) -> float:
+    """The mean of values that stand as often as they were drawn."""
+    drawn = [value for value, count in zip(values, times, strict=True) for _ in range(count)]
+    return sum(drawn) / len(drawn)

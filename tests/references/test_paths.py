@@ -43,3 +43,10 @@ def test_imprinting_by_hand():
     # Held out, 0 is judged by its class's other sample 2 (squared distance 4) and by 6 (36).
     found = paths.imprint(np.array([[0.0], [2], [6], [6]]), np.array([0, 0, 1, 1]), 2, 8.0)
     assert found[0, 1] == pytest.approx(1 / (1 + math.exp(4)))
+
+
+def test_resampling_by_hand():
+    # The one run that was drawn twice stands twice at each of its two places, half a distance apart.
+    P = [np.array([[[0.5, 0.5]], [[1.0, 0.0]]]), np.array([[[0.1, 0.9]]])]
+    assert paths.resampled_map(P, [2, 0])[0] == pytest.approx(math.log(2) / 2, abs=1e-12)
+    assert paths.mean_of_drawn([1.0, 4.0, 9.0], [2, 0, 1]) == pytest.approx(11 / 3)

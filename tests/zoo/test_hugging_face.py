@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.zoo import Checkpoint, Zoo, read_weights, tensor_shapes
-from taskatlas.zoo.hugging_face import hub_commit, hub_parameters, model_digest
+from taskatlas.zoo.hugging_face import download_model, hub_commit, hub_parameters, model_digest
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -325,6 +325,38 @@ def test_a_hub_id_without_a_network(models, cached_on_hub):
     assert torch.equal(opened.prepare(["the cat"])["input_ids"], reference.prepare(["the cat"])["input_ids"])
     with pytest.raises(BadInput, match="org/bert has no image processor"):
         opened.prepare([np.zeros((8, 8, 3), dtype=np.uint8)])
+
+
+def test_a_hub_model_as_a_folder(models, cached_on_hub, tmp_path):
+    folder = download_model("org/bert")
+    assert folder == tmp_path / f"hub/models--org--bert/snapshots/{cached_on_hub}"
+    assert read_weights(folder).keys() == read_weights(models / "bert").keys()
+
+
+def test_safetensors_are_fetched_and_pickles_where_there_are_none(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(model_id, *, revision, allow_patterns, ignore_patterns):
+        asked.append(allow_patterns)
+        if "*.bin" in allow_patterns:
+            torch.save({"w": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+        return str(tmp_path)
+
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, model_id: SimpleNamespace(sha="0" * 40))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    hub_commit.cache_clear()
+    assert read_weights(download_model("org/pickles")).keys() == {"w"}
+    assert ["*.safetensors" in patterns for patterns in asked] == [True, False]
+    assert all("config.json" in patterns for patterns in asked)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(BadInput, match=r"cannot fetch org/pickles from the hub .*no route to host"):
+        download_model("org/pickles")
+    hub_commit.cache_clear()
 
 
 def test_a_hub_id_with_a_network(monkeypatch):

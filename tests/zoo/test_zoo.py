@@ -397,7 +397,7 @@ def test_an_empty_folder(place):
 def test_a_source_that_is_not_there(place):
     with pytest.raises(BadInput, match=r"no zoo at .*gone\. Is the path right"):
         Zoo.open(place / "gone")
-    with pytest.raises(BadInput, match=r"give a list: \['org/model'\]"):
+    with pytest.raises(BadInput, match=r"zoo.yaml .*\{model: \{weights: org/model, builder: transformers\}\}"):
         Zoo.open("org/model")
     with pytest.raises(BadInput, match=r"no zoo at .*zoo\.yaml"):
         Zoo.open(place / "zoo.yaml")

@@ -11,7 +11,7 @@ app = App(name="demo", help_epilogue="Examples:\n\n    taskatlas demo\n    taska
 
 @app.default
 def demo(*, quick: bool = False, common: Common = DEFAULTS) -> None:
-    """Run the whole tour on scikit-learn's handwritten digits: train a small zoo, map it, pick from it, test the picks.
+    """Run the whole tour on scikit-learn's handwritten digits: train, map, pick, test the picks, trace trainings.
 
     Args:
         quick: A smaller zoo and fewer epochs: half a minute.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from cyclopts import App
 
-from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, emit, table
+from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, table
 
 app = App(
     name="map",
@@ -116,4 +116,4 @@ def _closest(names: Sequence[str], covariance: Sequence[Sequence[float]]) -> Any
         closest = min(others, key=lambda other: (-others[other], other), default=None)
         mean = sum(others.values()) / len(others) if others else None
         rows.append([name, closest, None if closest is None else others[closest], mean])
-    return table(f"{len(names)} checkpoints", ["checkpoint", "closest", "covariance", "mean to all"], rows)
+    return table(counted(len(names), "checkpoint"), ["checkpoint", "closest", "covariance", "mean to all"], rows)

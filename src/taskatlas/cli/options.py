@@ -50,6 +50,14 @@ def emit(common: Common, document: Mapping[str, Any], lines: Sequence[Any]) -> N
         console.print(line, markup=False, soft_wrap=isinstance(line, str))
 
 
+def warn(message: str) -> None:
+    """Says something on standard error that is no error."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold yellow]taskatlas:[/] {escape(message)}")
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """A rich table; columns that hold numbers are aligned right and floats are given three decimals."""
     from rich.markup import escape
@@ -67,6 +75,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 def split_names(names: str) -> list[str]:
     """The names in a list separated by commas."""
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words for people.
+
+    Example:
+        >>> counted(1, "run"), counted(1200, "sample")
+        ('1 run', '1,200 samples')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _cell(value: Any) -> str:

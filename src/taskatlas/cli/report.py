@@ -14,7 +14,7 @@ def report(folder: Path, *, common: Common = DEFAULTS) -> None:
     """Join a folder's results in one self-contained atlas.html.
 
     Args:
-        folder: Where other commands wrote: map, select, transfer.
+        folder: Where other commands wrote: map, select, transfer, trace.
     """
     from taskatlas.report import write_report
 

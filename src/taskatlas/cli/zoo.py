@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from taskatlas.cli.options import DEFAULTS, Common, emit, table
+from taskatlas.cli.options import DEFAULTS, Common, counted, emit, table
 
 app = App(
     name="ls", help_epilogue="Examples:\n\n    taskatlas zoo ls zoo/\n    taskatlas zoo ls zoo/zoo.yaml --format json"
@@ -44,4 +44,4 @@ def ls(
     ]
     columns = ["name", "builder", "task", "parameters", *(["digest"] if wanted else [])]
     cells = [[row[column] if column != "digest" else str(row[column])[:12] for column in columns] for row in rows]
-    emit(common, {"checkpoints": rows}, [table(f"{len(rows)} checkpoints in {zoo}", columns, cells)])
+    emit(common, {"checkpoints": rows}, [table(f"{counted(len(rows), 'checkpoint')} in {zoo}", columns, cells)])

@@ -1,12 +1,13 @@
 """The room of paths: how training moves through prediction space."""
 
 from taskatlas.paths.bhattacharyya import bhattacharyya, saturated_share
-from taskatlas.paths.bootstrap import MapBootstrap, percentile_interval
+from taskatlas.paths.bootstrap import MapBootstrap, MeasureBootstrap, bootstrap_measures, percentile_interval
 from taskatlas.paths.compare import mean_trajectory, trajectory_distance
-from taskatlas.paths.embedding import Embedding, explained_stress
+from taskatlas.paths.embedding import Embedding, ProjectedPath, explained_stress
 from taskatlas.paths.geodesic import geodesic
 from taskatlas.paths.hellinger import hellinger
 from taskatlas.paths.imprint import imprint, prototypes
+from taskatlas.paths.imprinted import predict_imprinted
 from taskatlas.paths.incremental import extend
 from taskatlas.paths.inpca import InPCA
 from taskatlas.paths.length import path_length, step_lengths, tortuosity
@@ -19,9 +20,11 @@ from taskatlas.paths.record_file import read_record
 from taskatlas.paths.recorder import Recorder
 from taskatlas.paths.reindex import Regression
 from taskatlas.paths.schedule import every, geometric
+from taskatlas.paths.seed_bootstrap import SeedBootstrap, bootstrap_seeds
 from taskatlas.paths.shuffle_null import ShuffleNull, shuffle_null
 from taskatlas.paths.simplex import check_simplex, from_log_probabilities
 from taskatlas.paths.symmetric_kl import symmetric_kl
+from taskatlas.paths.trace import RunSummary, Trace, trace_runs
 from taskatlas.paths.trajectory import Trajectory
 from taskatlas.paths.tree import TaskTree, task_tree
 
@@ -30,14 +33,21 @@ __all__ = [
     "InPCA",
     "Mantel",
     "MapBootstrap",
+    "MeasureBootstrap",
     "Prediction",
     "Procrustes",
+    "ProjectedPath",
     "Recorder",
     "Regression",
+    "RunSummary",
+    "SeedBootstrap",
     "ShuffleNull",
     "TaskTree",
+    "Trace",
     "Trajectory",
     "bhattacharyya",
+    "bootstrap_measures",
+    "bootstrap_seeds",
     "check_simplex",
     "difference_matrix",
     "every",
@@ -54,6 +64,7 @@ __all__ = [
     "path_length",
     "percentile_interval",
     "predict",
+    "predict_imprinted",
     "procrustes",
     "progress",
     "prototypes",
@@ -65,5 +76,6 @@ __all__ = [
     "task_tree",
     "tortuosity",
     "trace_checkpoints",
+    "trace_runs",
     "trajectory_distance",
 ]

@@ -1,6 +1,7 @@
 """Shortest paths between predictions: great circles, one for each sample, walked at the same relative pace."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 from taskatlas.errors import BadInput
-from taskatlas.paths.simplex import Array, as_tensor, like, unit_roots
+from taskatlas.paths.simplex import Array, Truth, as_tensor, like, unit_roots
 
 
 def geodesic(
@@ -53,15 +54,43 @@ def geodesic(
     return like(probs / probs.sum(-1, keepdim=True), start)
 
 
+@dataclass(frozen=True, eq=False)
+class TowardTruth:
+    """Points on the geodesic from ignorance (1/C for each class) to the truth, made a block of samples at a time.
+
+    Attributes:
+        truth: labels, or (samples, classes) probabilities.
+        classes: how many.
+        places: (points,) values of t, which is also the points' progress.
+    """
+
+    truth: Truth
+    classes: int
+    places: Float[np.ndarray, " points"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Numbers of points, samples and classes."""
+        return len(self.places), len(self.truth), self.classes
+
+    def probabilities(self, samples: slice) -> Float[np.ndarray, "points some classes"]:
+        """The points' probabilities, for some of the samples."""
+        truth = np.asarray(self.truth)[samples]
+        end = np.eye(self.classes)[truth] if truth.ndim == 1 else truth.astype(np.float64)
+        return geodesic(np.full_like(end, 1 / self.classes), end, self.places)
+
+
 def angles(a: Tensor, b: Tensor) -> Tensor:
     """Angles between unit vectors (..., C) -> (...), exact for small ones, where arccos⟨a, b⟩ loses half its digits."""
     return 2 * torch.asin((torch.linalg.vector_norm(a - b, dim=-1) / 2).clamp(max=1))
 
 
 def slerp_weights(theta: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """sin((1 - t)θ) / sin θ and sin(tθ) / sin θ, for θ in [0, π/2]; 1 - t and t where θ is 0.
-
-    Written with sinc, for which θ = 0 is no exception.
-    """
-    whole = torch.sinc(theta / torch.pi)
-    return (1 - t) * torch.sinc((1 - t) * theta / torch.pi) / whole, t * torch.sinc(t * theta / torch.pi) / whole
+    """sin((1 - t)θ) / sin θ and sin(tθ) / sin θ, for θ in [0, π/2]; 1 - t and t where θ is 0."""
+    whole = theta.sin()
+    still = whole == 0
+    whole = torch.where(still, 1.0, whole)
+    start, end = ((1 - t) * theta).sin() / whole, (t * theta).sin() / whole
+    if bool(still.any()):
+        start, end = torch.where(still, 1 - t, start), torch.where(still, t, end)
+    return start, end

@@ -1,17 +1,23 @@
 """Predictions that were written elsewhere: NumPy archives and HDF5 files of (snapshots, samples, classes)."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
+from taskatlas.engine import track
 from taskatlas.errors import BadInput, MissingExtra
+from taskatlas.paths.pairwise import pieces
+from taskatlas.paths.trajectory_file import write_run
+from taskatlas.store import Store, file_digest
 
 Kind = Literal["log_probs", "probs", "logits"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
+_RUN = "run.safetensors"
 
 
 def read_npz(path: Path, predictions: str | None = None, kind: Kind | None = None) -> dict[str, Any]:
@@ -29,7 +35,11 @@ def read_npz(path: Path, predictions: str | None = None, kind: Kind | None = Non
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise BadInput(f"{path} holds one bare array. Save it as an archive: np.savez(path, log_probs=array).")
         with archive:
-            return _run(path, {name: archive[name] for name in archive.files}, predictions, kind)
+            found = _find(path, archive, predictions, kind)
+            log_probs = np.empty(found.shape, dtype=np.float32)
+            for (steps, samples), block in found.blocks():
+                log_probs[steps, samples] = block
+            return found.others | {"log_probs": log_probs}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         if isinstance(error, BadInput):
             raise
@@ -38,26 +48,81 @@ def read_npz(path: Path, predictions: str | None = None, kind: Kind | None = Non
         ) from error
 
 
-def read_hdf5(path: Path, predictions: str | None = None, kind: Kind | None = None) -> dict[str, Any]:
-    """As ``read_npz``, from the data sets of an HDF5 file; predictions are converted a snapshot at a time.
+def hdf5_as_run(path: Path, predictions: str | None, kind: Kind | None, store: Store) -> Path:
+    """The run's file in the store that holds what an HDF5 file does, converted block by block the first time.
+
+    The file needs the data sets that ``read_npz`` expects.
 
     Raises:
         BadInput: no such file, no HDF5, or no predictions in it.
         MissingExtra: h5py is not installed.
     """
+    h5py = _h5py()
+    _check_there(path)
+
+    def build(folder: Path) -> None:
+        with h5py.File(path, "r") as file:
+            sets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+            if predictions is not None and isinstance(file.get(predictions), h5py.Dataset):
+                sets[predictions] = file[predictions]
+            found = _find(path, sets, predictions, kind)
+            count = sum(1 for _ in pieces(found.shape))
+            blocks = track((block for _, block in found.blocks()), f"reading {path.name}", total=count)
+            write_run(folder / _RUN, blocks, found.shape, name=path.name, **found.others)
+
+    try:
+        inputs = {"file": file_digest(path)}
+        return store.make("imported_run", inputs, {"predictions": predictions, "kind": kind}, build) / _RUN
+    except OSError as error:
+        raise BadInput(f"{path} is no whole HDF5 file ({error}). Was its copying cut short?") from error
+
+
+def holds_predictions(path: Path, predictions: str | None = None) -> bool:
+    """Whether a NumPy archive or an HDF5 file has what ``read_npz`` looks for; True too where it cannot be opened.
+
+    Raises:
+        MissingExtra: it is an HDF5 file, and h5py is not installed.
+    """
+    wanted = set(_KINDS) if predictions is None else {predictions}
+    if path.suffix == ".npz":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return bool(wanted & {name.removesuffix(".npy") for name in archive.namelist()})
+        except (OSError, zipfile.BadZipFile):
+            return True
+    try:
+        with _h5py().File(path, "r") as file:
+            return any(name in file for name in wanted)
+    except OSError:
+        return True
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Predictions somewhere, what they are, and what stands beside them."""
+
+    source: Any  # (T, N, C), perhaps on disk
+    kind: Kind
+    others: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        snapshots, samples, classes = self.source.shape
+        return int(snapshots), int(samples), int(classes)
+
+    def blocks(self) -> Iterator[tuple[tuple[slice, slice], Float[np.ndarray, "steps samples classes"]]]:
+        """Log-probabilities in float64, some snapshots or some samples of one at a time, in order."""
+        for steps, samples in pieces(self.shape):
+            values = np.asarray(self.source[steps, samples], dtype=np.float64)
+            yield (steps, samples), _log_probs(values, self.kind)
+
+
+def _h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
         raise MissingExtra("h5py", "io", "reading HDF5") from error
-    _check_there(path)
-    try:
-        with h5py.File(path, "r") as file:
-            sets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
-            if predictions is not None and predictions in file:
-                sets[predictions] = file[predictions]
-            return _run(path, sets, predictions, kind)
-    except OSError as error:
-        raise BadInput(f"{path} is no whole HDF5 file ({error}). Was its copying cut short?") from error
+    return h5py
 
 
 def _check_there(path: Path) -> None:
@@ -65,7 +130,7 @@ def _check_there(path: Path) -> None:
         raise BadInput(f"there is no file {path}. Is the path right?")
 
 
-def _run(path: Path, arrays: Mapping[str, Any], predictions: str | None, kind: Kind | None) -> dict[str, Any]:
+def _find(path: Path, arrays: Mapping[str, Any], predictions: str | None, kind: Kind | None) -> _Found:
     name = predictions or next((known for known in _KINDS if known in arrays), None)
     if name is None or name not in arrays:
         raise BadInput(
@@ -76,21 +141,25 @@ def _run(path: Path, arrays: Mapping[str, Any], predictions: str | None, kind: K
     if kind not in _KINDS:
         raise BadInput(f"what does {name!r} in {path} hold? Say kind='log_probs', 'probs' or 'logits'.")
     source = arrays[name]
-    if source.ndim != 3:
-        raise BadInput(f"{name!r} in {path} has the shape {source.shape}, not (snapshots, samples, classes).")
-    log_probs = np.empty(source.shape, dtype=np.float32)
-    for position in range(len(source)):
-        log_probs[position] = _log_probs(np.asarray(source[position], dtype=np.float64), kind)
-    labels = arrays.get("labels")
-    return {
-        "log_probs": log_probs,
-        "steps": np.asarray(arrays["steps"]) if "steps" in arrays else np.arange(len(source)),
-        "ids": _texts(np.asarray(arrays["ids"])) if "ids" in arrays else [str(row) for row in range(source.shape[1])],
-        "labels": None if labels is None else np.asarray(labels),
+    if source.ndim != 3 or 0 in source.shape or source.dtype.kind not in "fiu":
+        raise BadInput(
+            f"{name!r} in {path} has the shape {source.shape} of {source.dtype}, not (snapshots, samples, classes) of "
+            "numbers."
+        )
+    snapshots, samples, _ = source.shape
+    others: dict[str, Any] = {
+        "steps": np.asarray(arrays["steps"]) if "steps" in arrays else np.arange(snapshots),
+        "ids": _texts(np.asarray(arrays["ids"])) if "ids" in arrays else [str(row) for row in range(samples)],
+        "labels": np.asarray(arrays["labels"]) if "labels" in arrays else None,
     }
+    for what, kinds in {"steps": "fiu", "labels": "iu"}.items():
+        values = others[what]
+        if values is not None and (values.dtype.kind not in kinds or values.ndim != 1):
+            raise BadInput(f"{what} in {path} have the shape {values.shape} of {values.dtype}, not a row of numbers.")
+    return _Found(source, kind, others)
 
 
-def _log_probs(values: Float[np.ndarray, "samples classes"], kind: Kind) -> Float[np.ndarray, "samples classes"]:
+def _log_probs(values: Float[np.ndarray, "*rows classes"], kind: Kind) -> Float[np.ndarray, "*rows classes"]:
     if kind == "log_probs":
         return values
     if kind == "logits":

@@ -20,7 +20,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from taskatlas.errors import BadInput
 from taskatlas.paths.bootstrap import MapBootstrap, resampled_maps
 from taskatlas.paths.decomposition import decompose
-from taskatlas.paths.embedding import Embedding, explained_stress
+from taskatlas.paths.embedding import Embedding, ProjectedPath, explained_stress
+from taskatlas.paths.geodesic import TowardTruth
 from taskatlas.paths.predictions import (
     METRICS,
     Predictions,
@@ -29,10 +30,14 @@ from taskatlas.paths.predictions import (
     distances_among,
     distances_between,
     names,
+    sizes,
 )
-from taskatlas.paths.simplex import check_weights
+from taskatlas.paths.progress import check_truth
+from taskatlas.paths.simplex import Truth, check_weights
 
 _NOTHING = 1e-13  # an eigenvalue below this share of the largest is rounding; nothing is projected on its axis
+# Close to the truth a geodesic's points lie ever further apart: a class that is nearly ruled out costs a logarithm.
+_PLACES = np.concatenate([np.linspace(0, 0.9, 19), 1 - np.geomspace(0.08, 1e-3, 9), [1.0]])
 
 
 class InPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -187,10 +192,28 @@ class InPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             seed=seed,
         )
 
-    def as_embedding(self) -> Embedding:
-        """The map as a value to save and draw, with the run and the step of each point."""
+    def as_embedding(self, truth: Truth | None = None) -> Embedding:
+        """The map as a value to save and draw, with the run and the step of each point.
+
+        Args:
+            truth: labels or probabilities: the geodesic from ignorance to them is laid onto the map; the runs' own
+                labels where there are none. A map of precomputed distances knows no predictions and has none.
+
+        Raises:
+            BadInput: a truth that does not fit.
+        """
         check_is_fitted(self, "embedding_")
-        return Embedding(self.embedding_, self.eigenvalues_, self.runs_, self.steps_)
+        paths = []
+        if self.metric != "precomputed":
+            runs = self._models if isinstance(self._models, list) else []
+            own = next((run.labels for run in runs if run.labels is not None), None)
+            found = own if truth is None else np.asarray(truth)
+            _, samples, classes = sizes(self._models)
+            if found is not None and classes > 1:
+                check_truth(found, samples, classes)
+                points = TowardTruth(found, classes, _PLACES)
+                paths.append(ProjectedPath("ignorance to truth", "truth", _PLACES, *self.project(points)))
+        return Embedding(self.embedding_, self.eigenvalues_, self.runs_, self.steps_, self.metric, paths)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

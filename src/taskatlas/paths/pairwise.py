@@ -11,6 +11,7 @@ from taskatlas.errors import BadInput
 from taskatlas.paths.simplex import Array, as_tensor
 
 CHUNK = 2**25  # bytes of one slab
+BLOCK = 2**18  # numbers of float64 taken up at a time: 2 MiB, which stay in cache
 
 
 def check_pair(probs: Array, others: Array | None) -> tuple[int, int, int, int]:
@@ -42,6 +43,22 @@ def sample_slices(samples: int, bytes_a_sample: int, chunk: int, multiple: int =
     size = max(size // multiple * multiple, min(size, multiple))
     for start in range(0, samples, size):
         yield slice(start, min(start + size, samples))
+
+
+def pieces(shape: tuple[int, ...], most: int = BLOCK) -> Iterator[tuple[slice, slice]]:
+    """Cuts a path (T, N, C), in order, into at most ``most`` numbers: some whole snapshots, or some samples of one.
+
+    Example:
+        >>> [(t.start, t.stop, n.start, n.stop) for t, n in pieces((3, 4, 5), most=40)]
+        [(0, 2, 0, 4), (2, 3, 0, 4)]
+        >>> [(t.start, t.stop, n.start, n.stop) for t, n in pieces((2, 4, 5), most=15)]
+        [(0, 1, 0, 3), (0, 1, 3, 4), (1, 2, 0, 3), (1, 2, 3, 4)]
+    """
+    snapshots, samples, classes = shape
+    together = max(1, most // (samples * classes))
+    for first in range(0, snapshots, together):
+        for some in sample_slices(samples, classes, most if together == 1 else samples * classes):
+            yield slice(first, min(first + together, snapshots)), some
 
 
 def slabs(probs: Array, others: Array | None, chunk: int, multiple: int = 1) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,54 @@ from taskatlas.engine import Engine, run_jobs
 from taskatlas.errors import BadInput
 from taskatlas.paths.predict import predict
 from taskatlas.paths.trajectory import Trajectory
+from taskatlas.paths.trajectory_file import write_run
 from taskatlas.probe.forward import chosen_device
 from taskatlas.probe.probe import Probe
 from taskatlas.store import Store
 from taskatlas.zoo.checkpoint import Checkpoint
 from taskatlas.zoo.zoo import Zoo
+
+
+@dataclass(frozen=True, repr=False)
+class PastTraining:
+    """A training's checkpoints, asked about a probe: where in a store the answers lie, in the order of their steps.
+
+    Attributes:
+        name: of the run.
+        steps: of the checkpoints, increasing.
+        answers: their folders in the store.
+        shape: (T, N, C) of all answers together.
+        probe: its digest.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    answers: tuple[Path, ...]
+    shape: tuple[int, int, int]
+    probe: str
+
+    def __repr__(self) -> str:
+        return (
+            f"PastTraining({self.name!r}, {len(self.steps)} checkpoints from step {self.steps[0]} to {self.steps[-1]})"
+        )
+
+    def trajectory(self) -> Trajectory:
+        """The run, in memory."""
+        log_probs = np.empty(self.shape, dtype=np.float32)
+        for position, folder in enumerate(self.answers):
+            log_probs[position], ids, labels = _load(folder)
+        return Trajectory(self.name, log_probs, self.steps, ids, labels, self.probe)
+
+    def write(self, path: Path) -> None:
+        """Writes the run's file, one checkpoint's answers after the other.
+
+        Raises:
+            BadInput: the place cannot be written.
+        """
+        _, ids, labels = _load(self.answers[0])
+        snapshots = (_load(folder)[0] for folder in self.answers)
+        steps = np.array(self.steps)
+        write_run(path, snapshots, self.shape, name=self.name, steps=steps, ids=ids, labels=labels, probe=self.probe)
 
 
 def trace_checkpoints(
@@ -51,19 +95,51 @@ def trace_checkpoints(
     Raises:
         BadInput: no checkpoints, a name without a number, two with one step, or predictions that differ in their rows.
     """
-    zoo = Zoo.open(checkpoints, builder=builder)
+    return ask_checkpoints(
+        Zoo.open(checkpoints, builder=builder),
+        probe,
+        name=name,
+        steps=steps,
+        tokens=tokens,
+        batch_size=batch_size,
+        device=device,
+        store=store,
+        engine=engine,
+    ).trajectory()
+
+
+def ask_checkpoints(
+    zoo: Zoo,
+    probe: Probe,
+    *,
+    name: str = "run",
+    steps: Sequence[int] | Mapping[str, int] | None = None,
+    tokens: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+    store: Store | None = None,
+    engine: Engine = "local",
+) -> PastTraining:
+    """``trace_checkpoints`` without the path itself, which may be larger than memory: where its parts lie.
+
+    Raises:
+        BadInput: as ``trace_checkpoints``.
+    """
     numbered = sorted(zip(_steps(list(zoo), steps), zoo.values(), strict=True), key=lambda pair: pair[0])
     place = store or Store.default()
     jobs = [(checkpoint, probe, tokens, batch_size, device, place) for _, checkpoint in numbered]
-    found = [_load(folder) for folder in run_jobs(_predict_once, jobs, engine=engine, description="asking checkpoints")]
-    for (_, checkpoint), (log_probs, ids, _) in zip(numbered, found, strict=True):
-        if log_probs.shape != found[0][0].shape or ids != found[0][1]:
+    answers = run_jobs(_predict_once, jobs, engine=engine, description="asking checkpoints")
+    first = _load(answers[0])
+    for (_, checkpoint), folder in zip(numbered, answers, strict=True):
+        log_probs, ids, _ = _load(folder)
+        if log_probs.shape != first[0].shape or ids != first[1]:
             raise BadInput(
                 f"{checkpoint.name} predicts {log_probs.shape[0]} rows of {log_probs.shape[1]} classes and "
-                f"{numbered[0][1].name} {found[0][0].shape[0]} of {found[0][0].shape[1]}. They are not one training."
+                f"{numbered[0][1].name} {first[0].shape[0]} of {first[0].shape[1]}. They are not one training."
             )
-    log_probs = np.stack([each[0] for each in found])
-    return Trajectory(name, log_probs, [step for step, _ in numbered], found[0][1], found[0][2], probe.digest)
+    samples, classes = first[0].shape
+    shape = (len(answers), samples, classes)
+    return PastTraining(name, tuple(step for step, _ in numbered), tuple(answers), shape, probe.digest)
 
 
 def _predict_once(

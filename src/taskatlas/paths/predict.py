@@ -13,6 +13,7 @@ from taskatlas.errors import BadInput
 from taskatlas.probe.forward import Batch, batches
 from taskatlas.probe.probe import Probe
 from taskatlas.probe.quiet import quiet
+from taskatlas.zoo.checkpoint import OpenedCheckpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +29,6 @@ class Prediction:
     log_probs: Float[np.ndarray, "samples classes"]
     ids: tuple[str, ...]
     labels: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _Opened:
-    module: nn.Module
-    prepare: Callable[[list[Any]], Any] | None
 
 
 def predict(
@@ -73,7 +68,7 @@ def predict(
         raise BadInput("a probe of words has a label a word, but predictions are recorded a sample or a token.")
     rows, ids, labels = [], [], []
     with quiet(module):
-        for batch in batches(_Opened(module, prepare), probe, who=who, batch_size=batch_size, device=device):
+        for batch in batches(OpenedCheckpoint(module, prepare), probe, who=who, batch_size=batch_size, device=device):
             found = _token_rows(batch, probe) if tokens else _sample_rows(batch, probe)
             for name, log_probs, label in found:
                 if np.isnan(log_probs).any():

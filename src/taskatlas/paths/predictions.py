@@ -1,15 +1,16 @@
 """Models to compare, wherever their predictions are: an array in memory, or runs whose files are read slab by slab."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.paths.bhattacharyya import bhattacharyya
+from taskatlas.paths.bhattacharyya import bhattacharyya, saturated_share
 from taskatlas.paths.hellinger import hellinger
 from taskatlas.paths.pairwise import sample_slices
 from taskatlas.paths.simplex import check_weights
@@ -19,12 +20,27 @@ from taskatlas.paths.trajectory import Trajectory, check_same_samples
 METRICS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"bhattacharyya": bhattacharyya, "hellinger": hellinger, "symmetric_kl": symmetric_kl}
 )
-Predictions = np.ndarray | list[Trajectory]
-_SLAB = 2**28  # bytes of probabilities made at a time from trajectories
+
+
+@runtime_checkable
+class Points(Protocol):
+    """Models whose predictions are made a block of samples at a time, and never all at once."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Numbers of models, samples and classes."""
+
+    def probabilities(self, samples: slice) -> Float[np.ndarray, "models some classes"]:
+        """Probabilities of some of the samples."""
+
+
+Predictions = np.ndarray | list[Trajectory] | Points
+_SLAB = 2**24  # bytes of probabilities made at a time from trajectories
+_MANY = 8  # slabs, from which on it takes long enough for a progress bar
 
 
 def as_predictions(models: Any) -> Predictions:
-    """An array (M, N, C), or a list of runs on the same samples.
+    """An array (M, N, C), a list of runs on the same samples, or points that are made in blocks.
 
     Raises:
         BadInput: neither, or runs on other samples.
@@ -34,6 +50,8 @@ def as_predictions(models: Any) -> Predictions:
     if isinstance(models, list | tuple) and models and all(isinstance(run, Trajectory) for run in models):
         check_same_samples(models)
         return list(models)
+    if isinstance(models, Points):
+        return models
     array: np.ndarray | None = as_numpy(models) if isinstance(models, np.ndarray | Tensor) else None
     if array is None or array.ndim != 3:
         raise BadInput(
@@ -60,12 +78,18 @@ def sizes(models: Predictions) -> tuple[int, int, int]:
 def names(models: Predictions) -> tuple[tuple[str, ...], np.ndarray]:
     """Run and step of each model; runs of one name, seeds of a task, are numbered."""
     if not isinstance(models, list):
-        return ("models",) * len(models), np.arange(len(models))
-    found = [run.name for run in models]
-    seeds = [found[: position + 1].count(name) for position, name in enumerate(found)]
-    labels = [name if found.count(name) == 1 else f"{name} #{seed}" for name, seed in zip(found, seeds, strict=True)]
+        count = models.shape[0]
+        return ("models",) * count, np.arange(count)
+    labels = run_labels(models)
     runs = tuple(label for label, run in zip(labels, models, strict=True) for _ in range(len(run)))
     return runs, np.concatenate([run.steps for run in models])
+
+
+def run_labels(runs: Sequence[Trajectory]) -> list[str]:
+    """A label for each run, no two alike: its name, with a number where others share it."""
+    found = [run.name for run in runs]
+    seeds = [found[: position + 1].count(name) for position, name in enumerate(found)]
+    return [name if found.count(name) == 1 else f"{name} #{seed}" for name, seed in zip(found, seeds, strict=True)]
 
 
 def distances_among(
@@ -82,7 +106,7 @@ def distances_among(
         across[base] = divergence(known[base], weights=weights)
         return across
 
-    return _sum_over_samples(part, models, sample_weights)
+    return _sum_over_samples(part, models, sample_weights, sizes(models)[0])
 
 
 def distances_between(
@@ -105,29 +129,38 @@ def distances_between(
     def part(samples: slice, weights: np.ndarray | None) -> np.ndarray:
         return np.asarray(divergence(_take(new, samples), _take(models, samples), weights=weights))
 
-    return _sum_over_samples(part, models, sample_weights)
+    rows = sizes(models)[0] + 2 * sizes(new)[0]  # new points may be in float64
+    return _sum_over_samples(part, models, sample_weights, rows)
+
+
+def saturated_share_among(models: Predictions, base: np.ndarray) -> float:
+    """``saturated_share`` of the models at the positions ``base``, read slab by slab."""
+    count, samples, classes = sizes(models)
+    shares = [
+        saturated_share(_take(models, where)[base]) * (where.stop - where.start) / samples
+        for where in sample_slices(samples, count * classes * 4, _SLAB)
+    ]
+    return float(sum(shares))
 
 
 def _sum_over_samples(
     part: Callable[[slice, np.ndarray | None], np.ndarray],
     models: Predictions,
     sample_weights: np.ndarray | None,
+    rows: int,
 ) -> np.ndarray:
-    """Distances are means over samples, so those of slabs add up by their shares."""
-    count, samples, classes = sizes(models)
+    """Distances are means over samples, so those of slabs, ``rows`` predictions a sample, add up by their shares."""
+    _, samples, classes = sizes(models)
     weights = check_weights(sample_weights, samples, "samples").numpy()
-    slab = _SLAB if isinstance(models, list) else count * samples * classes * 4  # an array is in memory anyway
+    slab = rows * samples * classes * 4 if isinstance(models, np.ndarray) else _SLAB  # an array is in memory anyway
     total: Any = 0.0
-    for where in _slices_with_weight(samples, count * classes * 4, slab, weights):
+    slices = [where for where in sample_slices(samples, rows * classes * 4, slab) if weights[where].sum() > 0]
+    for where in slices if len(slices) < _MANY else track(slices, "measuring distances"):
         total = total + weights[where].sum() * part(where, None if sample_weights is None else weights[where])
     return np.asarray(total, dtype=np.float64)
-
-
-def _slices_with_weight(samples: int, bytes_a_sample: int, slab: int, weights: np.ndarray) -> Iterator[slice]:
-    return (where for where in sample_slices(samples, bytes_a_sample, slab) if weights[where].sum() > 0)
 
 
 def _take(models: Predictions, samples: slice) -> np.ndarray:
     if isinstance(models, list):
         return np.concatenate([run.probabilities(samples) for run in models])
-    return models[:, samples]
+    return models[:, samples] if isinstance(models, np.ndarray) else models.probabilities(samples)

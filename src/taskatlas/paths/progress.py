@@ -11,15 +11,16 @@ sign of its derivative, θ Σ tan(tθ - φ), to the last digit: at 0 or 1 exactl
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.paths.geodesic import angles
+from taskatlas.paths.pairwise import BLOCK, pieces
 from taskatlas.paths.simplex import Array, Truth, as_tensor, check_labels, like, unit_roots
 
-_BLOCK = 2**22  # numbers of float64 taken up at a time: 32 MiB
 _ROUNDING = 1e-14  # a slope at an end or a step of the search this small is zero
 
 
@@ -48,40 +49,63 @@ def progress(
     if probs.ndim < 2 or 0 in probs.shape:
         raise BadInput(f"predictions have the shape (models, samples, classes), not {tuple(probs.shape)}.")
     *models, samples, classes = (int(size) for size in probs.shape)
+    check_truth(truth, samples, classes)
     flat = probs.reshape(-1, samples, classes)
     found = [torch.zeros(0, dtype=torch.float64)]
-    step = max(1, _BLOCK // (samples * classes))
+    step = max(1, BLOCK // (samples * classes))
     for first in range(0, len(flat), step):
         roots = unit_roots(as_tensor(flat[first : first + step]).double())
         found.append(nearest(*cosines(roots, truth)).to(found[0].device))
     return like(torch.cat(found).reshape(models), probs)
 
 
-def cosines(roots: Tensor, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines (models, samples) of the angles from ignorance and from the truth, and the angle between these two.
-
-    The angle is one number where the truth is labels, and one a sample otherwise.
+def check_truth(truth: Truth, samples: int, classes: int) -> None:
+    """Refuses a truth that does not fit the predictions, or that is no other than ignorance.
 
     Raises:
         BadInput: as ``progress``.
     """
-    samples, classes = (int(size) for size in roots.shape[-2:])
-    from_ignorance = roots.sum(-1) / math.sqrt(classes)
     if truth.ndim == 1:
         if classes == 1:
             raise BadInput("with a single class ignorance is the truth, and there is no progress to measure.")
-        labels = check_labels(truth, samples, classes).to(roots.device)
-        from_truth = roots.gather(-1, labels[:, None].expand(*roots.shape[:-1], 1))[..., 0]
-        return from_ignorance, from_truth, roots.new_tensor([math.acos(1 / math.sqrt(classes))])
+        check_labels(truth, samples, classes)
+        return
     if tuple(truth.shape) != (samples, classes):
         raise BadInput(
             f"a truth of the shape {tuple(truth.shape)} does not fit {samples} samples and {classes} classes."
         )
+    if bool(((as_tensor(truth) - 1 / classes).abs() <= 1e-7).all()):
+        raise BadInput("this truth gives every class the same probability: there is no progress toward it.")
+
+
+def cosines(roots: Tensor, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines (models, samples) of the angles from ignorance and from the truth, and the angle between these two.
+
+    The angle is one number where the truth is labels, and one a sample otherwise.
+    """
+    samples, classes = (int(size) for size in roots.shape[-2:])
+    from_ignorance = roots.sum(-1) / math.sqrt(classes)
+    if truth.ndim == 1:
+        labels = check_labels(truth, samples, classes).to(roots.device)
+        from_truth = roots.gather(-1, labels[:, None].expand(*roots.shape[:-1], 1))[..., 0]
+        return from_ignorance, from_truth, roots.new_tensor([math.acos(1 / math.sqrt(classes))])
     end = unit_roots(as_tensor(truth).to(roots.device, roots.dtype))
     theta = angles(torch.full_like(end, 1 / math.sqrt(classes)), end)
-    if not bool((theta > 0).any()):
-        raise BadInput("this truth gives every class the same probability: there is no progress toward it.")
     return from_ignorance, (roots * end).sum(-1), theta
+
+
+def cosines_of_path(
+    log_probs: Float[np.ndarray, "steps samples classes"], truth: Truth
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``cosines`` of a path that may lie on disk; beyond the result, memory is bounded by some blocks."""
+    snapshots, samples, _ = log_probs.shape
+    from_ignorance, from_truth = torch.empty(2, snapshots, samples, dtype=torch.float64)
+    theta = torch.empty(samples if truth.ndim == 2 else 1, dtype=torch.float64)
+    for steps, some in pieces(log_probs.shape):
+        roots = unit_roots(torch.from_numpy(np.exp(log_probs[steps, some].astype(np.float64, order="C"))))
+        from_ignorance[steps, some], from_truth[steps, some], between = cosines(roots, truth[some])
+        theta[some if truth.ndim == 2 else slice(None)] = between
+    return from_ignorance, from_truth, theta
 
 
 def nearest(from_start: Tensor, from_end: Tensor, theta: Tensor) -> Tensor:
@@ -110,13 +134,17 @@ def nearest(from_start: Tensor, from_end: Tensor, theta: Tensor) -> Tensor:
 
 def slope_at(from_start: Tensor, from_end: Tensor, theta: Tensor, place: Tensor) -> Tensor:
     """Derivative of the mean distance at each model's ``place``: negative where the nearest point lies further on."""
-    return _derivatives(from_start, from_end, theta, place)[0]
+    return (theta * _tangents(from_start, from_end, theta, place)).mean(-1)
 
 
 def _derivatives(from_start: Tensor, from_end: Tensor, theta: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     """First and second derivative by t of -mean ln[A sin((1 - t)θ) + B sin(tθ)]."""
+    tangent = _tangents(from_start, from_end, theta, place)
+    return (theta * tangent).mean(-1), (theta.square() * (1 + tangent.square())).mean(-1)
+
+
+def _tangents(from_start: Tensor, from_end: Tensor, theta: Tensor, place: Tensor) -> Tensor:
     to_start, to_end = (1 - place[:, None]) * theta, place[:, None] * theta
     height = from_start * to_start.sin() + from_end * to_end.sin()
     change = from_start * to_start.cos() - from_end * to_end.cos()
-    tangent = change / torch.where(theta > 0, height, 1.0)  # where the truth knows nothing, θ is 0 and nothing is added
-    return (theta * tangent).mean(-1), (theta.square() * (1 + tangent.square())).mean(-1)
+    return change / torch.where(theta > 0, height, 1.0)  # where the truth knows nothing, θ is 0 and nothing is added

@@ -2,16 +2,19 @@
 
 The file is a line of magic, the length of a header, the header (JSON: name, ids, labels, probe, classes), and then
 snapshots: the step (float64), N·C log-probabilities (float32), and a checksum (CRC-32 of both). All little-endian.
-A snapshot that is cut short or does not fit its checksum ends the record; what came before it holds.
+A snapshot that is cut short or does not fit its checksum ends the record; what came before it holds. Writing and
+checking take the memory of one snapshot, however many there are, and a record that is read stays on disk.
 """
 
 import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -21,7 +24,7 @@ from taskatlas.errors import BadInput
 from taskatlas.paths.trajectory import Trajectory
 from taskatlas.store import atomic_write
 
-_MAGIC = b"taskatlas record 1\n"
+MAGIC = b"taskatlas record 1\n"
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ def start_record(path: Path, header: RecordHeader) -> None:
         BadInput: the place cannot be written.
     """
     text = json.dumps(asdict(header)).encode()
+    text += b" " * (-(len(MAGIC) + 8 + len(text)) % 8)  # snapshots start where numbers of 8 bytes do
     with atomic_write(path) as file:
-        file.write_bytes(_MAGIC + struct.pack("<Q", len(text)) + text)
+        file.write_bytes(MAGIC + struct.pack("<Q", len(text)) + text)
 
 
 def append_snapshot(path: Path, step: float, log_probs: Float[np.ndarray, "samples classes"]) -> None:
@@ -57,13 +61,18 @@ def append_snapshot(path: Path, step: float, log_probs: Float[np.ndarray, "sampl
     Raises:
         BadInput: the file cannot be written; what it held before still holds.
     """
-    content = struct.pack("<d", step) + np.ascontiguousarray(log_probs, dtype="<f4").tobytes()
+    head, values = struct.pack("<d", step), np.ascontiguousarray(log_probs, dtype="<f4").data
+    size = path.stat().st_size if path.is_file() else 0
     try:
         with path.open("ab") as file:
-            file.write(content + struct.pack("<I", zlib.crc32(content)))
+            file.write(head)
+            file.write(values)
+            file.write(struct.pack("<I", zlib.crc32(values, zlib.crc32(head))))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        with suppress(OSError):  # a snapshot after half a one would never be found
+            os.truncate(path, size)
         raise BadInput(f"cannot write to {path}: {error.strerror}. The snapshots before this one are whole.") from error
 
 
@@ -84,25 +93,37 @@ def resume_record(path: Path) -> tuple[RecordHeader, list[float]]:
 
 
 def read_record(path: Path | str) -> Trajectory:
-    """The run of a record, up to its last whole snapshot.
+    """The run of a record, up to its last whole snapshot; the log-probabilities stay on disk, mapped into memory.
 
     Raises:
         BadInput: the file is missing, no record, or has no whole snapshot.
     """
-    path = Path(path)
+    return recover_record(Path(path))[0]
+
+
+def recover_record(path: Path, names: Mapping[str, str] = MappingProxyType({})) -> tuple[Trajectory, int]:
+    """``read_record``, and how many bytes follow the last whole snapshot: above 0 where the run was cut off.
+
+    Args:
+        path: the record.
+        names: what to call a run instead of what its file says, by that.
+
+    Raises:
+        BadInput: as ``read_record``.
+    """
     header, start = read_header(path)
-    room = max(0, path.stat().st_size - start) // header.snapshot_bytes
-    log_probs = np.empty((room, len(header.ids), header.classes), dtype=np.float32)
-    steps: list[float] = []
     with path.open("rb") as file:
-        for position, (step, values) in enumerate(_snapshots(file, header, start)):
-            steps.append(step)
-            log_probs[position] = values
-    if not steps:
+        steps = np.array([step for step, _ in _snapshots(file, header, start)])
+    if not len(steps):
         raise BadInput(f"{path} holds no whole snapshot. The run ended before its first one was written.")
-    found = np.array(steps)
-    whole = found.astype(np.int64) if (found == np.floor(found)).all() else found
-    return Trajectory(header.name, log_probs[: len(steps)], whole, header.ids, header.labels, header.probe)
+    values = ("<f4", (len(header.ids), header.classes))
+    layout = np.dtype([("step", "<f8"), ("log_probs", *values), ("checksum", "<u4")])
+    snapshots = np.memmap(path, dtype=layout, mode="r", offset=start, shape=(len(steps),))
+    whole = steps.astype(np.int64) if (steps == np.floor(steps)).all() else steps
+    found = Trajectory(
+        names.get(header.name, header.name), snapshots["log_probs"], whole, header.ids, header.labels, header.probe
+    )
+    return found, path.stat().st_size - start - len(steps) * header.snapshot_bytes
 
 
 def read_header(path: Path) -> tuple[RecordHeader, int]:
@@ -113,10 +134,12 @@ def read_header(path: Path) -> tuple[RecordHeader, int]:
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
+            if file.read(len(MAGIC)) != MAGIC:
                 raise BadInput(f"{path} is no record of a run. Give a file that a Recorder wrote.")
             (length,) = struct.unpack("<Q", file.read(8))
             header = RecordHeader(**json.loads(file.read(length)))
+            if type(header.classes) is not int or header.classes < 1 or not isinstance(header.ids, list):
+                raise ValueError("it names no classes or no samples")
             return header, file.tell()
     except FileNotFoundError as error:
         raise BadInput(f"there is no file {path}. Is the path right?") from error
@@ -127,8 +150,10 @@ def read_header(path: Path) -> tuple[RecordHeader, int]:
 
 
 def _snapshots(file: BinaryIO, header: RecordHeader, start: int) -> Iterator[tuple[float, np.ndarray]]:
+    whole = max(0, os.fstat(file.fileno()).st_size - start) // header.snapshot_bytes
     file.seek(start)
-    while len(content := file.read(header.snapshot_bytes)) == header.snapshot_bytes:
+    for _ in range(whole):
+        content = memoryview(file.read(header.snapshot_bytes))
         body, (checksum,) = content[:-4], struct.unpack("<I", content[-4:])
         if zlib.crc32(body) != checksum:
             return

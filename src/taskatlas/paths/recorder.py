@@ -1,6 +1,7 @@
 """Recording a run while it trains: log-probabilities on a fixed probe, and nothing else is touched."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Recorder:
         prepare: raw samples -> a tensor, or a mapping for ``module(**batch)``; None: the probe's own way.
         schedule: which calls take a snapshot; see ``geometric`` and ``every``.
         tokens: predictions of a language model, a row a token.
+        predict: what asks the network; ``predict_imprinted`` for one that was trained on other classes, or on none.
         batch_size: samples a pass.
 
     Raises:
@@ -53,6 +55,7 @@ class Recorder:
         prepare: Callable[[list[Any]], Any] | None = None,
         schedule: Schedule | None = None,
         tokens: bool = False,
+        predict: Callable[..., Prediction] = predict,
         batch_size: int = 64,
     ) -> None:
         self.probe = probe
@@ -60,7 +63,7 @@ class Recorder:
         self.name = name
         self.prepare = prepare
         self.schedule = geometric() if schedule is None else schedule
-        self.tokens = tokens
+        self.predict = partial(predict, tokens=True) if tokens else predict
         self.batch_size = batch_size
         self.steps: list[int] = []
         self._header: RecordHeader | None = None
@@ -98,11 +101,10 @@ class Recorder:
         """
         if self.steps and step <= self.steps[-1]:
             return False
-        found = predict(
+        found = self.predict(
             model,
             self.probe,
             prepare=self.prepare,
-            tokens=self.tokens,
             batch_size=self.batch_size,
             who=f"run {self.name!r} at step {step}",
         )

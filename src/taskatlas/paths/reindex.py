@@ -2,24 +2,26 @@
 
 Runs differ in pace, so they are compared at equal progress. A run's progress may fall back; the rule here is *first
 passage*: a value of progress belongs to the first snapshot that has reached it, and to the point before it on the
-geodesic from the snapshot before (Ramesh et al., ICML 2023, section 2). That point is found by bisection, for progress
-does not grow evenly along this geodesic.
+geodesic from the snapshot before (Ramesh et al., ICML 2023, section 2). That point is searched for, because
+progress does not grow evenly along this geodesic.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Float, Integer, Real
 from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.paths.geodesic import angles, slerp_weights
-from taskatlas.paths.progress import cosines, slope_at
+from taskatlas.paths.pairwise import BLOCK, sample_slices
+from taskatlas.paths.progress import cosines_of_path, slope_at
 from taskatlas.paths.simplex import Truth, unit_roots
 
 _SLACK = 1e-9  # a grid that ends where the run ends may miss it by rounding
-_HALVINGS = 30
+_MOST_STEPS = 60
+_CLOSE = 1e-9  # a step of the search this small ends it
 
 
 class Regression(NamedTuple):
@@ -71,57 +73,108 @@ def check_grid(
     return grid.clip(low, high)
 
 
-def reindex(
+class Passage(NamedTuple):
+    """Where a path first passes through each value of a grid of progress: between which snapshots, and how far."""
+
+    before: Integer[np.ndarray, " grid"]
+    after: Integer[np.ndarray, " grid"]
+    share: Float[np.ndarray, " grid"]  # of the way on the geodesic from one to the other
+    steps: Float[np.ndarray, " grid"]  # training steps, between recorded ones
+
+
+def first_passage(
     log_probs: Float[np.ndarray, "steps samples classes"],
     steps: Real[np.ndarray, " steps"],
     progress: Float[np.ndarray, " steps"],
     grid: Float[np.ndarray, " grid"],
     truth: Truth,
-) -> tuple[Float[np.ndarray, "grid samples classes"], Float[np.ndarray, " grid"]]:
-    """Points of a path with the progress asked for, by first passage.
+) -> Passage:
+    """Where a path has the progress asked for; memory is bounded by the snapshots' cosines and some blocks.
 
     Args:
-        log_probs: the path.
+        log_probs: the path, which may lie on disk.
         steps: of its snapshots.
         progress: of its snapshots, toward the same truth.
         grid: values between ``progress[0]`` and the highest progress.
         truth: labels or probabilities.
-
-    Returns:
-        (grid, N, C) log-probabilities, float32, and the steps, between recorded ones, at which they lie.
     """
     passed = np.array([int(np.argmax(progress >= value)) for value in grid])
     before = np.maximum(passed - 1, 0)  # check_grid left of the values before the first snapshot only its own
-    used = np.unique([before, passed])
-    roots = {t: unit_roots(torch.from_numpy(np.exp(log_probs[t].astype(np.float64)))) for t in used.tolist()}
-    share = _shares(roots, before, passed, torch.from_numpy(grid), truth)
-    points = np.empty((len(grid), *log_probs.shape[1:]), dtype=np.float32)
-    for t in np.unique(passed):
-        rows = np.flatnonzero(passed == t)
-        a, b = roots[before[rows[0]]], roots[t]
+    share = _shares(log_probs, before, passed, torch.tensor(grid), truth).numpy()
+    places = steps[before] + share * (steps[passed] - steps[before])
+    return Passage(before, passed, share, places.astype(np.float64))
+
+
+def points_of_passage(
+    log_probs: Float[np.ndarray, "steps samples classes"], passage: Passage, samples: slice = slice(None)
+) -> Float[np.ndarray, "grid some classes"]:
+    """The square roots of a path's probabilities where it passes through a grid, for some of the samples, float64."""
+    used = np.unique([passage.before, passage.after])
+    roots = {t: _roots(log_probs, t, samples) for t in used.tolist()}
+    points = np.empty((len(passage.after), *roots[int(used[0])].shape))
+    share = torch.from_numpy(passage.share)
+    for t in np.unique(passage.after):
+        rows = np.flatnonzero(passage.after == t)
+        a, b = roots[int(passage.before[rows[0]])], roots[int(t)]
         toward_a, toward_b = slerp_weights(angles(a, b), share[rows, None])
         for row, from_a, from_b in zip(rows, toward_a, toward_b, strict=True):
-            points[row] = (2 * (from_a[:, None] * a + from_b[:, None] * b).log()).numpy()
-    places = steps[before] + share.numpy() * (steps[passed] - steps[before])
-    return points, places.astype(np.float64)
+            points[row] = (from_a[:, None] * a + from_b[:, None] * b).numpy()
+    return points
 
 
-def _shares(roots: dict[int, Tensor], before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
+def _roots(log_probs: np.ndarray, snapshot: int, samples: slice) -> Tensor:
+    return unit_roots(torch.from_numpy(np.exp(log_probs[snapshot, samples].astype(np.float64, order="C"))))
+
+
+def _shares(log_probs: np.ndarray, before: np.ndarray, after: np.ndarray, values: Tensor, truth: Truth) -> Tensor:
     """How far between two snapshots each value of progress is reached.
 
     The distance to the geodesic toward the truth is convex, so a point has come further than a value exactly where the
     distance still falls at that value. Square roots on a great circle are sums of its ends', and so are their cosines.
     """
-    order = {t: row for row, t in enumerate(roots)}
-    from_start, from_end, theta = cosines(torch.stack(list(roots.values())), truth)
-    first, second = (torch.tensor([order[t] for t in side.tolist()]) for side in (before, after))
-    start_a, start_b, end_a, end_b = from_start[first], from_start[second], from_end[first], from_end[second]
-    between = torch.stack([angles(roots[t - 1] if t else roots[0], roots[t]) for t in np.unique(after).tolist()])
-    between = between[np.unique(after, return_inverse=True)[1]]
+    from_start, from_end, theta = cosines_of_path(log_probs, truth)
+    _, samples, classes = log_probs.shape
+    angle = {
+        t: torch.cat(
+            [
+                angles(_roots(log_probs, max(t - 1, 0), some), _roots(log_probs, t, some))
+                for some in sample_slices(samples, classes, BLOCK)
+            ]
+        )
+        for t in np.unique(after).tolist()
+    }
+    found = torch.empty_like(values)
+    for some in sample_slices(len(values), samples, BLOCK // 4):
+        first, second = before[some], after[some]
+        ends = (from_start[first], from_start[second], from_end[first], from_end[second])
+        between = torch.stack([angle[t] for t in second.tolist()])
+        found[some] = _crossing(*ends, between, theta, values[some])
+    return found
+
+
+def _crossing(
+    start_a: Tensor, start_b: Tensor, end_a: Tensor, end_b: Tensor, between: Tensor, theta: Tensor, values: Tensor
+) -> Tensor:
+    """Where on the way from a to b the slope of the distance at each value changes its sign, by the Illinois method.
+
+    A secant inside a bracket; where one end of it stays, the slope there is halved, so that it moves at last. The far
+    end has reached the value, so that is the answer where the slope is positive all the way.
+    """
+
+    def slope(share: Tensor) -> Tensor:
+        toward_a, toward_b = slerp_weights(between, share[:, None])
+        return slope_at(toward_a * start_a + toward_b * start_b, toward_a * end_a + toward_b * end_b, theta, values)
+
     low, high = torch.zeros_like(values), torch.ones_like(values)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        toward_a, toward_b = slerp_weights(between, middle[:, None])
-        slope = slope_at(toward_a * start_a + toward_b * start_b, toward_a * end_a + toward_b * end_b, theta, values)
-        low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
-    return high
+    at_low, at_high = slope(low).clamp(min=0), slope(high).clamp(max=0)
+    place = high
+    for _ in range(_MOST_STEPS):
+        rise = at_low - at_high
+        new = torch.where(rise > 0, (low * -at_high + high * at_low) / rise.clamp(min=1e-300), high)
+        if bool(((new - place).abs() <= _CLOSE).all()):
+            break
+        place, here = new, slope(new)
+        up = here > 0
+        at_low, at_high = torch.where(up, here, at_low / 2), torch.where(up, at_high / 2, here)
+        low, high = torch.where(up, place, low), torch.where(up, high, place)
+    return place

@@ -70,7 +70,8 @@ def shuffle_null(
     members = [rows for label in np.unique(truth) if len(rows := np.flatnonzero(truth == label)) > 1]
     if not members:
         raise BadInput("no class has two samples, so there is nothing to shuffle within classes.")
-    left, right = matched(at_equal_progress([a], truth), at_equal_progress([b], truth))
+    sides = matched(at_equal_progress([a], truth), at_equal_progress([b], truth))
+    left, right = (side.probabilities() for side in sides)
     distance = mean_distance(left, right)
     random = np.random.default_rng(seed)
     null = np.empty(shuffles)

@@ -1,34 +1,31 @@
 """A run as a path: what a model said about the same samples at each of its snapshots."""
 
-import json
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from taskatlas.errors import BadInput
-from taskatlas.paths.importers import Kind, read_hdf5, read_npz
+from taskatlas.paths.importers import Kind, hdf5_as_run, read_npz
 from taskatlas.paths.length import Step, step_lengths
-from taskatlas.paths.progress import progress
-from taskatlas.paths.reindex import Regression, check_grid, find_regressions, reindex
+from taskatlas.paths.pairwise import BLOCK, pieces, sample_slices
+from taskatlas.paths.progress import check_truth, cosines_of_path, nearest
+from taskatlas.paths.reindex import Regression, check_grid, find_regressions, first_passage, points_of_passage
 from taskatlas.paths.simplex import TOLERANCE, Labels, Truth, check_labels
-from taskatlas.store import atomic_write, digest
-
-_FORMAT = "taskatlas.trajectory/1"
-_BLOCK = 2**22  # probabilities of float64 made at a time: 32 MiB
+from taskatlas.paths.trajectory_file import read_run, write_run
+from taskatlas.store import Store, digest
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory:
     """Log-probabilities of one run on a fixed probe, snapshot by snapshot.
 
-    Runs that share a name are seeds of one task. Loaded from a file, ``log_probs`` stays on disk until it is read.
+    Runs that share a name are seeds of one task. Loaded from a file, ``log_probs`` stays on disk, and what is measured
+    reads it in blocks.
 
     Attributes:
         name: of the run, or of its task.
@@ -96,7 +93,7 @@ class Trajectory:
     @property
     def digest(self) -> str:
         """Digest of everything it holds but the note."""
-        return digest("trajectory", self.name, self.log_probs, self.steps, self.ids, self.labels, self.probe)
+        return digest("trajectory", self.name, list(self.log_probs), self.steps, self.ids, self.labels, self.probe)
 
     @classmethod
     def from_npz(
@@ -128,14 +125,26 @@ class Trajectory:
         name: str | None = None,
         predictions: str | None = None,
         kind: Kind | None = None,
+        store: Store | None = None,
     ) -> "Trajectory":
         """Reads an HDF5 file with the data sets that ``from_npz`` expects; needs h5py.
+
+        Predictions larger than memory are no matter: they are converted block by block into a run's file in the store,
+        once, and mapped into memory from there.
+
+        Args:
+            path: the file.
+            name: of the run; the file's name where there is none.
+            predictions: which data set holds the predictions, where it has another name.
+            kind: what that data set holds: log_probs, probs or logits.
+            store: where the converted run is kept; None: the user's store.
 
         Raises:
             BadInput: no such file, no HDF5, or no predictions in it; and as the class.
             MissingExtra: h5py is not installed.
         """
-        return cls(name=name or _stem(path), **read_hdf5(Path(path), predictions, kind))
+        fields = read_run(hdf5_as_run(Path(path), predictions, kind, store or Store.default()))
+        return cls(**fields | {"name": name or _stem(path)})
 
     def save(self, path: Path | str) -> None:
         """Writes a safetensors file: the arrays, and the rest as its metadata.
@@ -143,46 +152,31 @@ class Trajectory:
         Raises:
             BadInput: the place cannot be written.
         """
-        arrays = {
-            "log_probs": np.ascontiguousarray(self.log_probs),
-            "steps": np.ascontiguousarray(self.steps),
-        }
-        if self.labels is not None:
-            arrays["labels"] = np.ascontiguousarray(self.labels)
-        about = {"format": _FORMAT, "name": self.name, "ids": json.dumps(self.ids), "note": self.note}
-        if self.probe is not None:
-            about["probe"] = self.probe
-        with atomic_write(Path(path)) as file:
-            save_file(arrays, file, metadata=about)
+        write_run(
+            Path(path),
+            (self.log_probs[steps, some] for steps, some in pieces(self.log_probs.shape)),
+            self.log_probs.shape,
+            name=self.name,
+            steps=self.steps,
+            ids=self.ids,
+            labels=self.labels,
+            probe=self.probe,
+            note=self.note,
+        )
 
     @classmethod
-    def load(cls, path: Path | str) -> "Trajectory":
+    def load(cls, path: Path | str, *, names: Mapping[str, str] = MappingProxyType({})) -> "Trajectory":
         """Reads what ``save`` wrote; the log-probabilities stay on disk, mapped into memory.
 
+        Args:
+            path: the file.
+            names: what to call a run instead of what its file says, by that.
+
         Raises:
-            BadInput: the file is missing, cut short, or no trajectory.
+            BadInput: the file is missing, cut short, or no trajectory; and as the class.
         """
-        path = Path(path)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                about = file.metadata() or {}
-                if about.get("format") != _FORMAT:
-                    raise BadInput(f"{path} is no trajectory. Give a file that Trajectory.save wrote.")
-                labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118 (no mapping)
-                steps = file.get_tensor("steps")
-            return cls(
-                name=about["name"],
-                log_probs=_mapped(path, "log_probs"),
-                steps=steps,
-                ids=json.loads(about["ids"]),
-                labels=labels,
-                probe=about.get("probe"),
-                note=about.get("note", ""),
-            )
-        except FileNotFoundError as error:
-            raise BadInput(f"there is no file {path}. Is the path right?") from error
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError, TypeError) as error:
-            raise BadInput(f"{path} is no whole trajectory ({error}). Was its writing or copying cut short?") from error
+        fields = read_run(Path(path))
+        return cls(**fields | {"name": names.get(fields["name"], fields["name"])})
 
     def probabilities(self, samples: slice = slice(None)) -> Float[np.ndarray, "steps samples classes"]:
         """(T, N, C) probabilities, of some of the samples where wanted, float32."""
@@ -222,7 +216,10 @@ class Trajectory:
             BadInput: no labels, or labels that do not fit.
         """
         labels = check_labels(self.truth(truth), *self.log_probs.shape[1:]).numpy()
-        return np.array([(snapshot.argmax(-1) == labels).mean() for snapshot in self.log_probs])
+        right = np.zeros(len(self), dtype=np.int64)
+        for steps, some in pieces(self.log_probs.shape):
+            right[steps] += (self.log_probs[steps, some].argmax(-1) == labels[some]).sum(-1)
+        return right / len(labels)
 
     def progress(self, truth: Truth | None = None) -> Float[np.ndarray, " steps"]:
         """Progress of each snapshot from ignorance (0) to the truth (1), float64; see ``progress``.
@@ -234,7 +231,10 @@ class Trajectory:
             BadInput: no truth, or one that does not fit.
         """
         found = self.truth(truth)
-        return np.concatenate([progress(block, found) for block in self._blocks()])
+        check_truth(found, *self.log_probs.shape[1:])
+        together = max(1, BLOCK // self.log_probs[0].size)
+        blocks = (self.log_probs[first : first + together] for first in range(0, len(self), together))
+        return np.concatenate([nearest(*cosines_of_path(block, found)).numpy() for block in blocks])
 
     def regressions(self, truth: Truth | None = None) -> tuple[Regression, ...]:
         """Stretches in which progress lies below the best so far: what re-indexing by first passage skips.
@@ -268,7 +268,12 @@ class Trajectory:
         found = self.truth(truth)
         reached = self.progress(found)
         values = check_grid(np.asarray(grid, dtype=np.float64), reached, self.name)
-        log_probs, steps = reindex(self.log_probs, self.steps, reached, values, found)
+        passage = first_passage(self.log_probs, self.steps, reached, values, found)
+        _, samples, classes = self.log_probs.shape
+        log_probs = np.empty((len(values), samples, classes), dtype=np.float32)
+        with np.errstate(divide="ignore"):
+            for some in sample_slices(samples, len(values) * classes, BLOCK):
+                log_probs[:, some] = 2 * np.log(points_of_passage(self.log_probs, passage, some))
         fallen = find_regressions(reached, self.steps)
         note = "re-indexed by progress (first passage)"
         if fallen:
@@ -276,21 +281,19 @@ class Trajectory:
             note += (
                 f", {len(fallen)} regressions skipped, the deepest by {deepest.depth:.3f} after step {deepest.start:g}"
             )
-        return replace(self, log_probs=log_probs, steps=steps, note=note)
+        return replace(self, log_probs=log_probs, steps=passage.steps, note=note)
 
     def step_lengths(self, step: Step = "angle") -> Float[np.ndarray, " transitions"]:
         """Fisher length of each step between snapshots, (T - 1,); see ``step_lengths``."""
-        found = [step_lengths(self._exact(slice(t, t + 2)), step=step) for t in range(len(self) - 1)]
-        return np.concatenate([np.zeros(0), *found])
+        return np.array([self._distance(t, t + 1, step) for t in range(len(self) - 1)])
 
     def length(self, step: Step = "angle") -> float:
         """Fisher length of the whole path; see ``path_length``."""
         return float(self.step_lengths(step).sum())
 
-    def tortuosity(self) -> float:
-        """Length over the length of the geodesic between the ends; see ``tortuosity``."""
-        ends = float(step_lengths(self._exact(np.array([0, len(self) - 1])))[0])
-        length = self.length()
+    def tortuosity(self, length: float | None = None) -> float:
+        """Length over the length of the geodesic between the ends; see ``tortuosity``. A length that is known helps."""
+        ends, length = self._distance(0, len(self) - 1), self.length() if length is None else length
         return 1.0 if length == 0 else (length / ends if ends > 0 else float("inf"))
 
     def plot(self, ax: Any = None) -> Any:
@@ -299,40 +302,32 @@ class Trajectory:
         Raises:
             BadInput: the run has no labels.
         """
-        import matplotlib.pyplot as plt
+        from taskatlas.paths.drawing import draw_run
 
-        ax = ax if ax is not None else plt.subplots(layout="constrained")[1]
-        ax.plot(self.steps, self.progress(), marker="o", markersize=3, label="progress")
-        ax.plot(self.steps, self.accuracy(), linestyle="--", label="accuracy")
-        ax.set(
-            xlabel="training step",
-            ylabel="share of the way to the truth",
-            ylim=(-0.02, 1.02),
-            title=self.name,
-        )
-        ax.legend(frameon=False)
-        return ax
+        return draw_run(self, ax)
 
-    def _exact(self, snapshots: slice | np.ndarray) -> Float[np.ndarray, "some samples classes"]:
-        """Probabilities of some snapshots in float64."""
-        exact: np.ndarray = np.exp(self.log_probs[snapshots].astype(np.float64))
-        return exact
-
-    def _blocks(self) -> Iterator[Float[np.ndarray, "some samples classes"]]:
-        size = max(1, _BLOCK // self.log_probs[0].size)
-        for first in range(0, len(self), size):
-            yield self._exact(slice(first, first + size))
+    def _distance(self, first: int, second: int, step: Step = "angle") -> float:
+        """Fisher length of the step between two snapshots: its square is a mean over samples, so blocks add up."""
+        _, samples, classes = self.log_probs.shape
+        square = 0.0
+        for some in sample_slices(samples, classes, BLOCK // 2):
+            both = np.exp(self.log_probs[[first, second], some].astype(np.float64))
+            square += float(step_lengths(both, step=step)[0]) ** 2 * both.shape[1] / samples
+        return float(np.sqrt(square))
 
     def _check_rows(self) -> None:
-        for position, snapshot in enumerate(self.log_probs):
-            sums = np.exp(snapshot.astype(np.float64)).sum(-1)
-            bad = np.flatnonzero(~(np.abs(sums - 1) <= TOLERANCE))
+        for steps, some in pieces(self.log_probs.shape):
+            block = self.log_probs[steps, some]
+            sums = np.exp(block.astype(np.float64)).sum(-1)
+            bad = np.argwhere(~(np.abs(sums - 1) <= TOLERANCE))
             if len(bad):
-                where = f"run {self.name!r}, step {self.steps[position]:g}, sample {self.ids[bad[0]]!r}"
-                if np.isnan(snapshot[bad[0]]).any():
+                step, sample = bad[0]
+                name = self.ids[some.start + sample]
+                where = f"run {self.name!r}, step {self.steps[steps.start + step]:g}, sample {name!r}"
+                if np.isnan(block[step, sample]).any():
                     raise BadInput(f"{where}: a log-probability is NaN. Did the run diverge?")
                 raise BadInput(
-                    f"{where}: the probabilities sum to {sums[bad[0]]:.5g}. Give a log-softmax of the logits."
+                    f"{where}: the probabilities sum to {sums[step, sample]:.5g}. Give a log-softmax of the logits."
                 )
 
 
@@ -349,7 +344,7 @@ def check_same_samples(runs: Sequence[Trajectory]) -> None:
             how = "in another order" if common == len(first.ids) == len(run.ids) else f"with {common} in common"
             raise BadInput(
                 f"runs {first.name!r} and {run.name!r} were recorded on other samples ({len(first.ids)} and "
-                f"{len(run.ids)}, {how}). Bring both to common ids with take(ids)."
+                f"{len(run.ids)}, {how}). Bring both to common ids with Trajectory.take(ids)."
             )
         if run.log_probs.shape[2] != first.log_probs.shape[2]:
             raise BadInput(
@@ -386,17 +381,6 @@ def _read_only(values: np.ndarray) -> np.ndarray:
     view = values.view()
     view.flags.writeable = False
     return view
-
-
-def _mapped(path: Path, name: str) -> np.ndarray:
-    """An array of a whole safetensors file, mapped into memory: a header's length, the header, then the bytes."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        entry = json.loads(file.read(length))[name]
-    if entry["dtype"] != "F32":
-        raise BadInput(f"{path} holds log-probabilities of type {entry['dtype']}, not F32. Save the trajectory again.")
-    start = 8 + length + entry["data_offsets"][0]
-    return np.memmap(path, dtype="<f4", mode="r", offset=start, shape=tuple(entry["shape"]))
 
 
 def _stem(path: Path | str) -> str:

@@ -1,5 +1,6 @@
 """The tree of tasks: which runs travel alike, joined from the closest pair up."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,17 +8,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
-from scipy.cluster.hierarchy import cophenet, dendrogram, linkage
+from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import squareform
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.paths.compare import at_equal_progress, matched, mean_distance
+from taskatlas.paths.compare import at_equal_progress, frechet_between, matched, mean_distances
+from taskatlas.paths.predictions import run_labels
 from taskatlas.paths.simplex import Truth
 from taskatlas.paths.trajectory import Trajectory, check_same_samples
 from taskatlas.store import atomic_write, digest
 
 Linkage = Literal["average", "single", "complete", "weighted"]
+Distance = Literal["progress", "frechet"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,6 +31,7 @@ class TaskTree:
         names: of the m tasks.
         distances: (m, m) in nats, symmetric with a zero diagonal.
         linkage: (m - 1, 4), as SciPy writes it.
+        distance: how runs were compared, ``"progress"`` or ``"frechet"``; see ``trajectory_distance``.
 
     Raises:
         BadInput: fields that do not fit each other.
@@ -36,6 +40,7 @@ class TaskTree:
     names: Sequence[str]
     distances: Any
     linkage: Any
+    distance: str = "progress"
 
     def __post_init__(self) -> None:
         distances, joins = np.array(self.distances, dtype=np.float64), np.array(self.linkage, dtype=np.float64)
@@ -55,11 +60,25 @@ class TaskTree:
     @property
     def digest(self) -> str:
         """Digest of all that it holds."""
-        return digest("task tree", self.names, self.distances, self.linkage)
+        return digest("task tree", self.names, self.distances, self.linkage, self.distance)
 
     def path_lengths(self) -> Float[np.ndarray, "tasks tasks"]:
         """Length of the way between two tasks along the tree: up to where they are joined, and down."""
         return np.asarray(2 * squareform(cophenet(self.linkage)))
+
+    def newick(self) -> str:
+        """The tree in Newick's format, which programs that draw trees open; a branch's length is half a way, in nats.
+
+        Example:
+            >>> TaskTree(["a", "b"], [[0, 2], [2, 0]], [[0, 1, 2, 2]]).newick()
+            "('a':1,'b':1);"
+        """
+        quoted = ["'" + name.replace("'", "''") + "'" for name in self.names]
+        branches = [(text, 0.0) for text in quoted]
+        for left, right, height, _ in self.linkage:
+            parts = [f"{text}:{height / 2 - above:.9g}" for text, above in (branches[int(left)], branches[int(right)])]
+            branches.append((f"({','.join(parts)})", height / 2))
+        return f"{branches[-1][0]};"
 
     def save(self, path: Path | str) -> None:
         """Writes an .npz archive without pickles.
@@ -68,7 +87,13 @@ class TaskTree:
             BadInput: the place cannot be written.
         """
         with atomic_write(Path(path)) as file, file.open("wb") as stream:
-            np.savez(stream, names=np.array(self.names), distances=self.distances, linkage=self.linkage)
+            np.savez(
+                stream,
+                names=np.array(self.names),
+                distances=self.distances,
+                linkage=self.linkage,
+                distance=np.array(self.distance),
+            )
 
     @classmethod
     def load(cls, path: Path | str) -> "TaskTree":
@@ -79,25 +104,17 @@ class TaskTree:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(file["names"].tolist(), file["distances"], file["linkage"])
+                return cls(file["names"].tolist(), file["distances"], file["linkage"], str(file["distance"]))
         except Exception as error:  # a broken archive fails in many ways
             raise BadInput(
                 f"{path} is no task tree that can be read ({error}). Give one that TaskTree.save wrote."
             ) from error
 
     def plot(self, figure: Any = None) -> Any:
-        """Draws the tree beside the heat map of distances, each task's name once, in the tree's order."""
-        import matplotlib.pyplot as plt
+        """Draws the tree joined to the rows of the heat map of distances, each task's name once; returns the figure."""
+        from taskatlas.paths.drawing import draw_tree
 
-        figure = (
-            figure if figure is not None else plt.figure(figsize=(8, 0.3 * len(self.names) + 2.2), layout="constrained")
-        )
-        left, right = figure.subplots(1, 2, width_ratios=(1, 2))
-        drawn = dendrogram(self.linkage, orientation="left", no_labels=True, ax=left, color_threshold=0)
-        left.set(xlabel="joined at [nat]", title="Tree of runs")
-        left.spines[["top", "left", "right"]].set_visible(False)
-        _draw_heat_map(right, self.distances, self.names, drawn["leaves"] or [], figure)
-        return figure
+        return draw_tree(self, figure)
 
 
 def task_tree(
@@ -105,6 +122,7 @@ def task_tree(
     *,
     truth: Truth | None = None,
     method: Linkage = "average",
+    distance: Distance = "progress",
 ) -> TaskTree:
     """The tree of tasks by the distances between their runs; runs of one name are seeds of one task.
 
@@ -112,6 +130,8 @@ def task_tree(
         runs: at least two tasks, on the same samples.
         truth: labels or probabilities that progress is measured toward; the first run's labels where there are none.
         method: how groups are joined: average, single, complete or weighted.
+        distance: ``"progress"``: at equal progress, seeds averaged; ``"frechet"``: see ``trajectory_distance``, without
+            a truth, and every run by itself.
 
     Raises:
         BadInput: fewer than two tasks, other samples, no truth, or two tasks without a common range of progress.
@@ -125,25 +145,26 @@ def task_tree(
     """
     if method not in get_args(Linkage):
         raise BadInput(f"there is no linkage {method!r}. Choose {', '.join(get_args(Linkage))}.")
+    if distance not in get_args(Distance):
+        raise BadInput(f"there is no distance between runs {distance!r}. Choose {' or '.join(get_args(Distance))}.")
     tasks: dict[str, list[Trajectory]] = {}
-    for run in runs:
-        tasks.setdefault(run.name, []).append(run)
+    for label, run in zip(run_labels(runs), runs, strict=True):
+        tasks.setdefault(run.name if distance == "progress" else label, []).append(run)
     if len(tasks) < 2:
         raise BadInput("a tree joins two tasks at least; runs of one name count as seeds of one task.")
     check_same_samples(runs)
-    found = runs[0].truth(truth)
-    sides = [at_equal_progress(seeds, found) for seeds in track(list(tasks.values()), "re-indexing by progress")]
-    distances = np.zeros((len(sides), len(sides)))
-    for i, first in enumerate(sides):
-        for j, second in enumerate(sides[:i]):
-            distances[i, j] = distances[j, i] = mean_distance(*matched(first, second))
-    return TaskTree(tuple(tasks), distances, linkage(squareform(distances), method=method))
+    if distance == "frechet":
+        pairs = list(itertools.combinations([seeds[0] for seeds in tasks.values()], 2))
+        found = [frechet_between(first, second) for first, second in track(pairs, "comparing paths")]
+    else:
+        truth = runs[0].truth(truth)
+        sides = [at_equal_progress(seeds, truth) for seeds in track(list(tasks.values()), "re-indexing by progress")]
+        found = mean_distances([matched(first, second) for first, second in itertools.combinations(sides, 2)])
+    return joined(list(tasks), found, method, distance)
 
 
-def _draw_heat_map(ax: Any, distances: np.ndarray, names: Sequence[str], leaves: Sequence[int], figure: Any) -> None:
-    order = list(leaves)
-    image = ax.imshow(distances[np.ix_(order, order)], origin="lower", cmap="viridis", aspect="auto")
-    ax.set_yticks(range(len(order)), [names[leaf] for leaf in order])
-    ax.set_xticks([])
-    ax.set_title("Distance between runs at equal progress")
-    figure.colorbar(image, ax=ax, label="Bhattacharyya distance [nat]")
+def joined(
+    names: Sequence[str], distances: Sequence[float], method: Linkage = "average", distance: Distance = "progress"
+) -> TaskTree:
+    """The tree of tasks by their distances, those of the pairs in ``itertools.combinations``' order."""
+    return TaskTree(tuple(names), squareform(distances), linkage(distances, method=method), distance)

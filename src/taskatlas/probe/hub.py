@@ -15,7 +15,7 @@ def read_hub_dataset(
     """The images or texts of a data set with their labels; images stay encoded where the data set keeps them.
 
     Args:
-        source: an id on the hub, or a ``datasets.Dataset``.
+        source: an id on the hub, the folder of a data set, or a ``datasets.Dataset``.
         image: the column of images; None: the only column of that type, where no text is asked for.
         text: the column of texts; None: text, where there are no images.
         label: the column of labels; None: label, where there is one.
@@ -33,7 +33,10 @@ def read_hub_dataset(
     found = _load(datasets, source) if isinstance(source, str) else source
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
-            raise BadInput(f"the data set has no split {split!r}; it has {', '.join(map(str, found))}.")
+            missing = (
+                f"the data set has no split {split!r}" if split else "say which split of the data set (hf:NAME:SPLIT)"
+            )
+            raise BadInput(f"{missing}; it has {', '.join(map(str, found))}.")
         found = found[split]
     if not isinstance(found, datasets.Dataset):
         raise BadInput(f"a {type(found).__name__} is no data set of Hugging Face; give its id or a datasets.Dataset.")
@@ -87,10 +90,11 @@ class HubImages:
 
 
 def _load(datasets: Any, name: str) -> Any:
+    saved = any((Path(name) / about).is_file() for about in ("dataset_info.json", "dataset_dict.json"))
     try:
-        return datasets.load_dataset(name)
+        return datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # the hub, the network, the cache: every layer raises its own
-        raise BadInput(f"cannot load the data set {name!r} from the hub: {error}.") from error
+        raise BadInput(f"cannot load the data set {name!r}: {error}.") from error
 
 
 def _labels(dataset: Any, label: str | None) -> Coded:

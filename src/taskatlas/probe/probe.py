@@ -167,12 +167,15 @@ class Probe:
         """A probe out of whatever a path leads to.
 
         Parquet (a saved probe, or a column of images or texts), a folder of images, .npy, .npz with x and y, .txt with
-        a sample a line, .csv or .tsv with a column text, .conll with words in columns. The ``from_`` functions take
-        more settings.
+        a sample a line, .csv or .tsv with a column text, .conll with words in columns; ``hf:NAME:SPLIT`` for a data set
+        of Hugging Face, by its id or the folder it was saved to. The ``from_`` functions take more settings.
 
         Raises:
             BadInput: nothing there, or nothing that can be read as a probe.
         """
+        if isinstance(path, str) and path.startswith("hf:"):
+            name, _, split = path.removeprefix("hf:").partition(":")
+            return cls.from_hf(name, split=split)
         path = Path(path)
         if path.is_dir():
             return cls.from_images(path)

@@ -25,6 +25,8 @@ td { overflow-wrap: anywhere; } td.number { white-space: nowrap; } td.number, th
 figure { margin: 1rem 0; overflow-x: auto; } figure > div { min-width: 760px; } code { font-size: .9em; }
 nav a { margin-right: 1.2rem; color: var(--accent); }
 """
+_SPACE_LEAD = "How checkpoints relate, which few stand for the rest, and what that is worth."
+_PATHS_LEAD = "How trainings moved through the space of predictions, how far, and which of them alike."
 # The page is its reader's own: no button that would upload a figure.
 _FIGURE_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 
@@ -45,7 +47,7 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     """Joins what other commands left in ``folder`` in one page; pictures can be zoomed and say their values on hover.
 
     Args:
-        folder: where ``map``, ``select`` or ``transfer`` wrote.
+        folder: where ``map``, ``select``, ``transfer`` or ``trace`` wrote.
         out: folder for the page; None takes ``folder``.
 
     Returns:
@@ -54,26 +56,32 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     Raises:
         BadInput: the folder is missing or holds nothing to report, or a result in it is damaged.
     """
+    from taskatlas.report.paths import paths_sections
     from taskatlas.report.space import space_sections
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder. Give one that `taskatlas map` wrote.")
-    sections = space_sections(folder)
+        raise BadInput(f"{folder} is not a folder. Give one that `taskatlas map` or `taskatlas trace` wrote.")
+    rooms = [(_SPACE_LEAD, space_sections(folder)), (_PATHS_LEAD, paths_sections(folder))]
+    sections = [section for _, found in rooms for section in found]
     if not sections:
-        raise BadInput(f"{folder} holds no results to report. Run `taskatlas map ZOO --out {folder}` first.")
+        raise BadInput(
+            f"{folder} holds no results to report. Run `taskatlas map ZOO --probe PROBE --out {folder}` or "
+            f"`taskatlas trace RUNS --out {folder}` first."
+        )
+    lead = " ".join(sentence for sentence, found in rooms if found)
     receipts = [one for one in load_receipts(folder) if one.made_by != "report"]
     out = folder if out is None else out
     sources = [one.source for one in sections if one.source is not None]
     inputs = {one.made_by: one.digest for one in receipts}
     with output_folder(out, "report", inputs=inputs, settings={}, sources=sources) as staging:
-        page = render_page(f"Atlas of {folder.resolve().name}", sections, receipts)
+        page = render_page(f"Atlas of {folder.resolve().name}", lead, sections, receipts)
         (staging / PAGE).write_text(page, encoding="utf-8")
     return out / PAGE
 
 
-def render_page(title: str, sections: Sequence[Section], receipts: Sequence[Receipt]) -> str:
-    """The page as text, with plotly's script inside."""
+def render_page(title: str, lead: str, sections: Sequence[Section], receipts: Sequence[Receipt]) -> str:
+    """The page as text, with plotly's script inside; the lead is the line under its title."""
     from plotly.offline import get_plotlyjs
 
     links = "".join(f'<a href="#{_anchor(one.title)}">{escape(one.title)}</a>' for one in sections)
@@ -81,8 +89,7 @@ def render_page(title: str, sections: Sequence[Section], receipts: Sequence[Rece
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>'
         f"<script>{get_plotlyjs()}</script></head><body>"
-        f'<h1>{escape(title)}</h1><p class="lead">How checkpoints relate, which few stand for the rest, and what that '
-        f"is worth.</p><nav>{links}</nav>"
+        f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p><nav>{links}</nav>'
         + "".join(_render_section(one) for one in sections)
         + _render_receipts(receipts)
         + "</body></html>\n"
@@ -102,7 +109,9 @@ def _render_section(section: Section) -> str:
 
 
 def _render_figure(figure: Any, name: str) -> str:
-    text: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=_FIGURE_CONFIG)
+    text: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=name, config=_FIGURE_CONFIG, auto_play=False
+    )
     return text
 
 

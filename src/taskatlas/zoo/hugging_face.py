@@ -40,6 +40,9 @@ _SETTINGS = (
     "*.model",
     "*processor_config.json",
 )
+# What else belongs to a model: how it generates, how it talks, what adapts it.
+_BESIDE = ("generation_config.json", "chat_template*", "adapter_config.json")
+_CLASSIFIERS = ("SequenceClassification", "ImageClassification")
 # Parts that heads and training use and the last hidden state does not: files often leave them out.
 _UNUSED_PARTS = frozenset({"pooler", "mask_token", "masked_spec_embed"})
 _UNBOUNDED = 10**9  # tokenizers without a limit state an absurd one
@@ -92,6 +95,33 @@ def open_model(source: Path | str) -> tuple[nn.Module, Any]:
     return encoder, _Preparation(source, accepted, _longest_input(encoder), getattr(model.config, "num_channels", 3))
 
 
+def open_classifier(source: Path | str) -> tuple[nn.Module, Any] | None:
+    """A model folder or hub id with the classification head that it was saved with; None where it was saved without.
+
+    Returns:
+        The module, whose output holds logits, and how it prepares raw inputs.
+
+    Raises:
+        BadInput: as ``open_model``.
+        MissingExtra: ``transformers`` is not installed.
+    """
+    if isinstance(source, Path):
+        _check_folder(source)
+    transformers = _transformers()
+    options = _loading_options(source)
+    with _quiet(transformers), _told_as_bad_input(source):
+        saved_as = getattr(transformers.AutoConfig.from_pretrained(str(source), **options), "architectures", None)
+        kind = next((kind for kind in _CLASSIFIERS if saved_as and saved_as[0].endswith(f"For{kind}")), None)
+        if kind is None:
+            return None
+        model, report = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+            str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    _check_complete(source, model, model, report, unused=frozenset())
+    accepted = frozenset(inspect.signature(model.forward).parameters)
+    return model, _Preparation(source, accepted, _longest_input(model), getattr(model.config, "num_channels", 3))
+
+
 def hub_parameters(model_id: str) -> int:
     """The number of parameters of a model on the hub, from the headers of its files.
 
@@ -134,6 +164,31 @@ def hub_commit(model_id: str) -> str:
             f"{model_id!r} is neither a local path nor a model that the Hugging Face hub shows ({first_line(error)}). "
             "Check its spelling, the network, and the access token."
         ) from error
+
+
+def download_model(model_id: str) -> Path:
+    """The folder in the local cache with a hub model's weights, configuration and preprocessing, fetched if need be.
+
+    Safetensors files are taken where there are any, else PyTorch's.
+
+    Raises:
+        BadInput: the hub does not know the id, or cannot be reached and nothing is cached.
+        MissingExtra: ``huggingface_hub`` is not installed.
+    """
+    hub = _hub()
+    commit = hub_commit(model_id)
+    folder = Path()
+    try:
+        for weights in ("*.safetensors", "*.bin"):
+            wanted = [*_SETTINGS, *_BESIDE, weights, f"{weights}.index.json"]
+            folder = Path(
+                hub.snapshot_download(model_id, revision=commit, allow_patterns=wanted, ignore_patterns="*/*")
+            )
+            if any(folder.glob(weights)):
+                break
+    except Exception as error:  # the hub, the network, the disk: every layer raises its own
+        raise BadInput(f"cannot fetch {model_id} from the hub ({first_line(error)}). Try again later.") from error
+    return folder
 
 
 @dataclass(frozen=True)
@@ -248,11 +303,17 @@ def _check_folder(folder: Path) -> None:
     tensor_shapes(folder)  # damaged files are named here, in our words
 
 
-def _check_complete(source: Path | str, model: nn.Module, encoder: nn.Module, report: Mapping[str, Any]) -> None:
+def _check_complete(
+    source: Path | str,
+    model: nn.Module,
+    encoder: nn.Module,
+    report: Mapping[str, Any],
+    unused: frozenset[str] = _UNUSED_PARTS,
+) -> None:
     """Refuses a model of which a used part would stay at random values."""
     used = {id(value) for value in (*encoder.parameters(), *encoder.buffers())}
     own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    names = [name for name, value in own if id(value) in used and _UNUSED_PARTS.isdisjoint(name.split("."))]
+    names = [name for name, value in own if id(value) in used and unused.isdisjoint(name.split("."))]
     misshaped = {key for key, *_ in report["mismatched_keys"]}
     problems = {
         "missing": [name for name in names if name in report["missing_keys"] and name not in misshaped],

@@ -25,9 +25,9 @@ from taskatlas.errors import BadInput
 from taskatlas.store import atomic_write
 from taskatlas.zoo.builders import builder_name
 from taskatlas.zoo.checkpoint import TRANSFORMERS, Checkpoint, is_hub_id
+from taskatlas.zoo.yaml_file import read_yaml
 
 MANIFEST = "zoo.yaml"
-_LARGEST = 1_000_000  # values in a manifest
 
 
 class _Entry(BaseModel):
@@ -53,7 +53,7 @@ def read_manifest(file: Path) -> list[Checkpoint]:
         BadInput: the file is missing, no YAML, or has a field that is unknown or wrong; weights that it names are not
             there. The message names the file and the field.
     """
-    content = _parse(file)
+    content = read_yaml(file)
     try:
         manifest = _Manifest.model_validate(content)
     except ValidationError as error:
@@ -83,50 +83,6 @@ def write_manifest(file: Path, checkpoints: Iterable[Checkpoint]) -> None:
         ) from error
     with atomic_write(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _parse(file: Path) -> Any:
-    try:
-        text = file.read_text(encoding="utf-8")
-        _check_nodes(file, yaml.compose(text, Loader=yaml.SafeLoader), {})
-        return yaml.safe_load(text)
-    except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror or error}. Is the path right?") from error
-    except BadInput:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}:" if where is not None else ""
-        raise BadInput(f"{file}:{line} this is not YAML ({getattr(error, 'problem', None) or error}).") from error
-
-
-def _check_nodes(file: Path, node: yaml.Node | None, sizes: dict[int, int]) -> int:
-    """The number of values under a node, aliases written out.
-
-    Refuses a key that stands twice, of which YAML readers let the later one win without a word, and aliases of aliases
-    that a few lines can blow up to more than any memory.
-    """
-    if node is None or id(node) in sizes:
-        return sizes.get(id(node), 0)
-    sizes[id(node)] = 0  # while it is looked at: it may contain itself
-    size = 1
-    if isinstance(node, yaml.SequenceNode):
-        size += sum(_check_nodes(file, item, sizes) for item in node.value)
-    if isinstance(node, yaml.MappingNode):
-        keys: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value)
-            if name in keys:
-                line = key.start_mark.line + 1
-                raise BadInput(f"{file}: line {line}: {name!r} stands here twice. Rename one of the two.")
-            keys.add(name)
-            size += 1 + _check_nodes(file, value, sizes)
-    if size > _LARGEST:
-        raise BadInput(
-            f"{file}: line {node.start_mark.line + 1}: its aliases stand for too much. Write it without them."
-        )
-    sizes[id(node)] = size
-    return size
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -136,9 +136,16 @@ def _from_path(place: Path) -> list[Checkpoint]:
         manifest = place / MANIFEST
         return read_manifest(manifest) if manifest.is_file() else find_checkpoints(place)
     if not place.exists():
-        hint = f" For a model on the Hugging Face hub give a list: [{str(place)!r}]." if is_hub_id(str(place)) else ""
-        raise BadInput(f"there is no zoo at {place}. Is the path right?{hint}")
+        raise BadInput(f"there is no zoo at {place}. Is the path right?{_hub_hint(str(place))}")
     return read_manifest(place) if place.suffix in (".yaml", ".yml") else [_member(place, None)]
+
+
+def _hub_hint(name: str) -> str:
+    """How a model on the hub becomes a zoo, from the command line too, where the name could be one."""
+    if not is_hub_id(name):
+        return ""
+    entry = f"{{{name.rpartition('/')[2]}: {{weights: {name}, builder: transformers}}}}"
+    return f" For a model on the Hugging Face hub give a file zoo.yaml with the line: checkpoints: {entry}"
 
 
 def _member(value: object, name: str | None) -> Checkpoint:

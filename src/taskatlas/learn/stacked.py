@@ -1,4 +1,4 @@
-"""The one small training loop: several learners at once, all seeing the same batches in the same order."""
+"""Several small learners trained at once on tensors in memory, all seeing the same batches in the same order."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -115,38 +115,6 @@ def accuracy(module: nn.Module, x: Shaped[Tensor, "n *rest"], y: Int64[Tensor, "
     with quiet(module):
         predicted = torch.cat([module(batch).argmax(-1) for batch in torch.split(x, _EVALUATED)])
     return float((predicted == y)[counted].float().mean())
-
-
-def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Linear layers with ReLU between them: (batch, inputs) to (batch, outputs).
-
-    Example:
-        >>> mlp(64, (32,), 10)
-        Sequential(
-          (0): Linear(in_features=64, out_features=32, bias=True)
-          (1): ReLU()
-          (2): Linear(in_features=32, out_features=10, bias=True)
-        )
-    """
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(inputs, width), nn.ReLU()]
-        inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
-
-
-def small_cnn(channels: int, classes: int, width: int = 16) -> nn.Sequential:
-    """Three convolutions, each halving the image, a mean over space and a linear head; no batch statistics.
-
-    Example:
-        >>> small_cnn(3, 10)(torch.zeros(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
-    """
-    layers: list[nn.Module] = []
-    for level in range(3):
-        incoming = channels if level == 0 else width * 2 ** (level - 1)
-        layers += [nn.Conv2d(incoming, width * 2**level, 3, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width * 4, classes))
 
 
 def _fit(

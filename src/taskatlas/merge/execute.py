@@ -1,0 +1,313 @@
+"""Merges carried out: tensors stream from mapped files through the merge into shards, resumable at any moment.
+
+A shard is written under a temporary name in a folder of the plan's own within the output folder, and renamed when it is
+whole; what stands under its own name is kept by the next run. When all shards are there they move up, and the receipt
+follows last.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from taskatlas.engine import track, track_bytes
+from taskatlas.errors import BadInput
+from taskatlas.merge.assembly import cut_stacks
+from taskatlas.merge.folder import tokenizer_folder, write_beside
+from taskatlas.merge.make_plan import SHARD_SIZE, make_plan
+from taskatlas.merge.plan import MergePlan, PlannedTensor, dtype_name
+from taskatlas.merge.recipe import MergeRecipe
+from taskatlas.merge.shards import INDEX, Shard, write_index, write_shard
+from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, sampled_digest, writing
+from taskatlas.zoo import Zoo
+
+MADE_BY = "merge"
+_UNFINISHED = ".merge-"
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge left behind.
+
+    Attributes:
+        out: the folder.
+        tensors: their number.
+        bytes_read: of weights, each as often as it was needed.
+        bytes_written: of all shards.
+        peak_bytes: of memory that the process has held at most, mapped files included.
+        seconds: from the reading of the recipe on.
+        kept: shards that an earlier run had finished.
+    """
+
+    out: Path
+    tensors: int
+    bytes_read: int
+    bytes_written: int
+    peak_bytes: int
+    seconds: float
+    kept: int = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"MergeResult({str(self.out)!r}, {self.tensors} tensors, {self.bytes_written / 1e6:.1f} MB, "
+            f"{self.seconds:.1f} s)"
+        )
+
+
+class _UnusableOperand(BadInput):
+    """A tensor that no run could merge, as long as the models are what they are."""
+
+
+def merge_recipe(
+    recipe: MergeRecipe | str | Path,
+    out: str | Path,
+    *,
+    zoo: Zoo | str | Path | None = None,
+    seed: int = 0,
+    shard_size: int = SHARD_SIZE,
+) -> MergeResult:
+    """Merges models into a folder that opens with ``from_pretrained`` where the models do.
+
+    Tensors are read, merged and written one after the other, so memory holds a few of them whatever the number and the
+    size of the models. A run that was killed goes on when the same is started again, with the same bytes as the result;
+    one that had finished is left as it is.
+
+    Args:
+        recipe: a recipe or its file, in mergekit's YAML.
+        out: a folder; made if it is not there, and empty unless an earlier run of the same merge left it.
+        zoo: whose checkpoints the recipe may name, or where it is.
+        seed: of random methods.
+        shard_size: the most bytes of a file of the result.
+
+    Raises:
+        BadInput: something is wrong with the recipe, the models or the place; the message says what.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import load_file, save_file
+        >>> place = Path(tempfile.mkdtemp())
+        >>> for name, value in (("a", 1.0), ("b", 4.0)):
+        ...     save_file({"w": torch.full((2,), value)}, place / f"{name}.safetensors")
+        >>> recipe = {"merge_method": "linear", "models": [
+        ...     {"model": str(place / "a.safetensors"), "parameters": {"weight": 2}},
+        ...     {"model": str(place / "b.safetensors"), "parameters": {"weight": 1}}]}
+        >>> result = merge_recipe(MergeRecipe.from_dict(recipe), place / "out")
+        >>> result.tensors, load_file(place / "out" / "model.safetensors")["w"]
+        (1, tensor([2., 2.]))
+    """
+    started = time.perf_counter()
+    return carry_out(make_plan(recipe, zoo=zoo, seed=seed, shard_size=shard_size), out, started=started)
+
+
+def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None) -> MergeResult:
+    """Does what a plan says.
+
+    Args:
+        plan: what to do.
+        out: the folder, as for ``merge_recipe``.
+        started: when the work began (``time.perf_counter()``), if that was earlier.
+
+    Raises:
+        BadInput: an operand is damaged or holds NaN, the folder is not empty or cannot be written, no space
+            is left.
+    """
+    started = time.perf_counter() if started is None else started
+    out = Path(out)
+    unfinished = out / f"{_UNFINISHED}{plan.digest[:16]}"
+    tokenizer = tokenizer_folder(plan.recipe, plan.sources, plan.config_from)
+    kept = len(plan.shards)
+    if _is_finished(plan, out):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    else:
+        _check_place(out, unfinished)
+        kept = _make(plan, out, unfinished, tokenizer, started)
+    return MergeResult(
+        out, len(plan.tensors), plan.bytes_read, plan.bytes_written, _peak(), time.perf_counter() - started, kept
+    )
+
+
+def _make(plan: MergePlan, out: Path, unfinished: Path, tokenizer: Path | None, started: float) -> int:
+    """Merges what is not there yet, moves everything into its place, and returns how many shards were there."""
+    kept = {shard.name: place for shard in plan.shards if (place := _whole(shard, (unfinished, out))) is not None}
+    _check_space(out, [shard for shard in plan.shards if shard.name not in kept])
+    with writing(out), ThreadPoolExecutor(1) as merging:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for leftover in unfinished.glob(".*"):  # of a run that was killed
+            leftover.unlink()
+        try:
+            outputs = _write_shards(plan, unfinished, kept, merging)
+        except _UnusableOperand:  # nothing that is there could ever become a whole
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                out.rmdir()
+            raise
+        sources = {file: sampled_digest(file) for file in plan.files}
+        others = _write_others(plan, unfinished, tokenizer)
+        outputs |= {name: file_digest(unfinished / name) for name in others}
+        for name in outputs:
+            if (unfinished / name).is_file():
+                (unfinished / name).replace(out / name)
+        Receipt.now(
+            MADE_BY,
+            inputs=_inputs(plan, sources),
+            settings=_settings(plan),
+            outputs=outputs,
+            sources={str(file.resolve()): found for file, found in sources.items()},
+            seed=plan.seed,
+            started=started,
+        ).save(unfinished)
+        (unfinished / RECEIPT).replace(out / RECEIPT)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return len(kept)
+
+
+def _write_shards(
+    plan: MergePlan, unfinished: Path, kept: Mapping[str, Path], merging: ThreadPoolExecutor
+) -> dict[str, str]:
+    """Merges and writes the shards that are not there yet; returns the digests of all."""
+    outputs = {}
+    for _ in track([None] if any(tensor.whole_model for tensor in plan.tensors) else [], "measuring whole models"):
+        with _unusable():
+            _ = plan.thresholds  # a look at everything before the first tensor is merged
+    with track_bytes("merging", plan.bytes_written) as advance:
+        for shard in plan.shards:
+            if shard.name in kept:
+                outputs[shard.name] = file_digest(kept[shard.name])
+                advance(shard.nbytes)
+            else:
+                tensors = _told(_merged(plan, shard, merging), advance)
+                outputs[shard.name] = write_shard(unfinished / shard.name, shard.header, tensors)
+    return outputs
+
+
+def _merged(plan: MergePlan, shard: Shard, pool: ThreadPoolExecutor) -> Iterator[Tensor]:
+    """The tensors of a shard: while one is written, the next is merged and the files of the one after are read."""
+    tensors = [plan.by_name[name] for name in shard.tensors]
+    coming: Future[Tensor] | None = None
+    for tensor, after in zip(tensors, [*tensors[1:], None], strict=True):
+        following = pool.submit(_merge_and_expect, plan, tensor, after)
+        if coming is not None:
+            yield coming.result()
+        coming = following
+    if coming is not None:
+        yield coming.result()
+
+
+def _merge_and_expect(plan: MergePlan, tensor: PlannedTensor, after: PlannedTensor | None) -> Tensor:
+    for model, name in () if after is None else after.reads:
+        plan.sources[model].expect(name)
+    with _unusable():
+        return plan.merge(tensor)
+
+
+@contextmanager
+def _unusable() -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        raise _UnusableOperand(str(error)) from error
+
+
+def _told(tensors: Iterator[Tensor], advance: Callable[[int], None]) -> Iterator[Tensor]:
+    for tensor in tensors:
+        yield tensor
+        advance(tensor.nbytes)
+
+
+def _write_others(plan: MergePlan, folder: Path, tokenizer: Path | None) -> list[str]:
+    """Everything but the shards; returns the names of the files."""
+    dtypes = {dtype_name(tensor.dtype) for tensor in plan.tensors if tensor.dtype.is_floating_point}
+    source = plan.sources[plan.config_from]
+    written = write_beside(
+        folder,
+        plan.recipe,
+        config_from=source.folder,
+        tokenizer_from=tokenizer,
+        dtype=dtypes.pop() if len(dtypes) == 1 else None,
+        layers=plan.layers,
+        depth=None if plan.layers is None else next(iter(cut_stacks(source).values())),
+    )
+    if len(plan.shards) > 1:
+        write_index(folder / INDEX, plan.shards, {tensor.name: tensor.nbytes for tensor in plan.tensors})
+        written.append(INDEX)
+    return written
+
+
+def _is_finished(plan: MergePlan, out: Path) -> bool:
+    """Whether the folder holds the result of this very merge."""
+    if not (out / RECEIPT).is_file():
+        return False
+    receipt = next((one for one in load_receipts(out) if one.made_by == MADE_BY), None)
+    if receipt is None or receipt.settings != _settings(plan) or receipt.seed != plan.seed:
+        return False
+    if any(_whole(shard, (out,)) is None for shard in plan.shards):
+        return False
+    return receipt.inputs == _inputs(plan, {file: sampled_digest(file) for file in plan.files})
+
+
+def _inputs(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, str]:
+    """Digests of the recipe and of each model's content."""
+    models = {
+        f"model {reference}": digest([digests[file] for file in source.files]) if source.files else source.identity
+        for reference, source in plan.sources.items()
+    }
+    return {"recipe": plan.recipe.digest, **models}
+
+
+def _settings(plan: MergePlan) -> dict[str, object]:
+    return {"method": plan.recipe.merge_method, "shards": {shard.name: shard.nbytes for shard in plan.shards}}
+
+
+def _whole(shard: Shard, folders: Sequence[Path]) -> Path | None:
+    """Where a shard lies that was finished."""
+    places = (folder / shard.name for folder in folders)
+    return next((place for place in places if place.is_file() and place.stat().st_size == shard.nbytes), None)
+
+
+def _check_place(out: Path, unfinished: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is a file. Name a folder for the merged model.")
+    if unfinished.is_dir() or not out.is_dir():
+        return
+    entries = sorted(entry.name for entry in out.iterdir())
+    if any(entry.startswith(_UNFINISHED) for entry in entries):
+        raise BadInput(
+            f"{out} holds an unfinished merge of another recipe, or of models that have changed since. "
+            "Name another folder, or remove this one."
+        )
+    if entries:
+        raise BadInput(f"{out} is not empty (it holds {entries[0]}). Name another folder for the merged model.")
+
+
+def _check_space(out: Path, shards: Iterable[Shard]) -> None:
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    needed, free = sum(shard.nbytes for shard in shards), shutil.disk_usage(place).free
+    if needed > free:
+        raise BadInput(
+            f"no space left for {out}: the result takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free. "
+            "Free some space or choose another place."
+        )
+
+
+def _peak() -> int:
+    """Bytes of memory that this process has held at most; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii", errors="replace"))
+        if found:
+            return 1024 * int(found[1])
+    try:
+        import resource
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

@@ -1,0 +1,62 @@
+"""A merged model to learn coefficients on: its weights and their gradient, flat, under what networks take."""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from taskatlas.merge.task_vectors import Level, TaskVectors
+
+
+class FlatModel:
+    """θ(λ) as leaves of autograd that share the memory of one flat vector, and their gradients those of another.
+
+    Merging writes into the one vector, and every backward pass adds to the other, so however many tasks are summed, and
+    however many steps, there is one merged model and one gradient.
+
+    Attributes:
+        vectors: base and task vectors.
+        theta: θ(λ), (D,).
+        gradient: ∂L/∂θ, (D,), of all backward passes since the last ``merge``.
+        tensors: what a network runs with, under all names (``torch.func.functional_call``).
+        reached: names of the tensors that a backward pass came to.
+
+    Example:
+        >>> base, expert = {"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 2.0])}
+        >>> model = FlatModel(TaskVectors.of(base, {"a": expert}))
+        >>> model.merge(torch.tensor([0.5]))
+        >>> model.backward(model.tensors["w"].square().sum())
+        >>> model.gradient_of_coefficients("task")  # d/dλ of λ² (1 + 4)
+        tensor([5.], dtype=torch.float64)
+    """
+
+    def __init__(self, vectors: TaskVectors) -> None:
+        self.vectors = vectors
+        self.theta = vectors.base.clone()
+        self.gradient = torch.zeros_like(vectors.base)
+        self.reached: set[str] = set()
+        gradients = vectors.views(self.gradient)
+        self._leaves = {name: view.detach().requires_grad_() for name, view in vectors.views(self.theta).items()}
+        for name, leaf in self._leaves.items():
+            leaf.grad = gradients[name]
+            leaf.register_post_accumulate_grad_hook(partial(self._reach, name))  # type: ignore[no-untyped-call]
+        ties = {other: self._leaves[name] for other, name in vectors.ties.items() if name in self._leaves}
+        self.tensors: dict[str, Tensor] = {**self._leaves, **ties}
+
+    def merge(self, coefficients: Float[Tensor, "N *T"]) -> None:
+        """Makes θ that of these coefficients, and forgets the gradient."""
+        with torch.no_grad():
+            self.vectors.merged(coefficients, out=self.theta)
+            self.gradient.zero_()
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Adds the gradient of a loss; no other tensor that the loss depends on is given one."""
+        torch.autograd.backward(loss, inputs=list(self._leaves.values()))
+
+    def gradient_of_coefficients(self, level: Level) -> Float[Tensor, "N *T"]:
+        """∂L/∂λ_i = ⟨∂L/∂θ, τ_i⟩, summed over all backward passes since the last ``merge``; float64."""
+        return self.vectors.gradient(self.gradient, level)
+
+    def _reach(self, name: str, _: Tensor) -> None:
+        self.reached.add(name)
