@@ -23,7 +23,7 @@ Likeness = Float[np.ndarray, "units _"]
 
 
 @dataclass(frozen=True, eq=False)
-class Aligned:
+class NetworkAlignment:
     """How networks were aligned.
 
     Attributes:
@@ -43,7 +43,7 @@ def align(
     *,
     a: float | int = 0.3,
     b: float | int = 0.125,
-) -> Aligned:
+) -> NetworkAlignment:
     """Matches the units of n networks, group by group.
 
     Args:
@@ -58,7 +58,7 @@ def align(
         covariances = statistics.covariances.get(group.name)
         if covariances:
             work.settle(group, [group] * statistics.models, group, covariances)
-    return Aligned(work.alignments, work.agreements)
+    return NetworkAlignment(work.alignments, work.agreements)
 
 
 def may_be_zipped(group: Group, groups: AxisGroups) -> bool:

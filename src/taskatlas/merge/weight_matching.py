@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from taskatlas.engine import track
-from taskatlas.merge.aligning import Aligned, has_groups_within
+from taskatlas.merge.aligning import NetworkAlignment, has_groups_within
 from taskatlas.merge.axis_groups import AxisGroups, Group, Member
 from taskatlas.merge.matching import Alignment
 from taskatlas.merge.merged_weights import moved_units
@@ -25,7 +25,7 @@ _ROUNDS = 100  # every one but the last moves units closer; a dozen is usual
 
 def match_weights(
     state_dicts: Sequence[StateDict], groups: AxisGroups, parameters: Collection[str], *, seed: int = 0
-) -> Aligned:
+) -> NetworkAlignment:
     """Permutations of every model's units to the first model's.
 
     Args:
@@ -57,7 +57,7 @@ def match_weights(
         group.name: float(np.mean([np.diagonal(_cosines(movers[0], mover, group)).mean() for mover in movers[1:]]))
         for group in movers[0].groups
     }
-    return Aligned(alignments, agreements)
+    return NetworkAlignment(alignments, agreements)
 
 
 class _Mover:

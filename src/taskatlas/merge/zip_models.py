@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.aligning import Aligned, align
+from taskatlas.merge.aligning import NetworkAlignment, align
 from taskatlas.merge.axis_groups import AxisGroups, Example, Stop
 from taskatlas.merge.calibration import Remedy
 from taskatlas.merge.group_statistics import gather
@@ -83,6 +83,8 @@ def zip_models(
     networks, names, own_prepare = _opened(models, device)
     batches = ProbeBatches(probe, networks[0], prepare=prepare or own_prepare, batch_size=batch_size)
     example = first_samples(next(iter(batches)), 2)
+    if not batch_length(example):
+        raise BadInput("there are no samples to compare the networks on.")
     if batch_length(example) < 2:
         raise BadInput("networks are not compared on one sample. Give some hundred, in batches of two or more.")
     groups = AxisGroups.of(networks[0], example, outputs) if groups is None else groups
@@ -108,10 +110,10 @@ def _align(
     a: float | int,
     b: float | int,
     seed: int,
-) -> tuple[Aligned, tuple[str, ...]]:
+) -> tuple[NetworkAlignment, tuple[str, ...]]:
     """The alignment, and notes about it."""
     if method == "identity":
-        return Aligned({}, {}), ()
+        return NetworkAlignment({}, {}), ()
     if method == "weight_matching":
         parameters = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
         return match_weights([net.state_dict() for net in networks], groups, parameters, seed=seed), ()
@@ -162,7 +164,7 @@ def _up_to(groups: AxisGroups, stop: Stop, network: nn.Module, example: Example)
     return replace(groups, groups=tuple(kept))
 
 
-def _notes(groups: AxisGroups, aligned: Aligned, samples: int) -> tuple[str, ...]:
+def _notes(groups: AxisGroups, aligned: NetworkAlignment, samples: int) -> tuple[str, ...]:
     """What to know before relying on a merge."""
     notes = []
     widest = max((group.size for group in groups), default=0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskatlas.merge.aligning import Aligned
+from taskatlas.merge.aligning import NetworkAlignment
 from taskatlas.merge.axis_groups import Example
 from taskatlas.merge.axis_run import Call
 from taskatlas.merge.network_graph import flat_inputs, free_axes
@@ -52,7 +52,7 @@ class Zipped:
     network: nn.Module
     names: tuple[str, ...]
     stop_at: str | None
-    aligned: Aligned
+    aligned: NetworkAlignment
     notes: tuple[str, ...]
     example: Example
 
