@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import taskatlas as ta
 from taskatlas.merge.axis_groups import AxisGroups
 from taskatlas.merge.probe_batches import ProbeBatches
-from taskatlas.merge.zip_models import zip_models
+from taskatlas.merge.zip_models import group_statistics, zip_models
 from taskatlas.merge.zipped import cost_of
 
 BUILDER = f"{Path(__file__).parent / 'cifar_resnet_projection.py'}:build"
@@ -61,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--match", type=int, default=1000, help="training images to match and calibrate on")
     parser.add_argument("--score", type=int, default=2500, help="images to score on")
     parser.add_argument("--validate", action="store_true", help="score on training images from the 45,000th on")
-    parser.add_argument("--only", help="only ways whose name holds this")
+    parser.add_argument("--only", nargs="+", help="only these ways")
     parser.add_argument("-a", type=float, default=1e-4)
     parser.add_argument("-b", type=float, default=0.075)
-    parser.add_argument("--csv", type=Path, help="also write the table to this file")
+    parser.add_argument("--csv", type=Path, help="also add the rows to this file")
     chosen = parser.parse_args(arguments)
     if not chosen.validate and chosen.test is None:
         parser.error("give --test, or --validate")
@@ -79,14 +79,21 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, object]]:
     images = list(ProbeBatches(scored, models[0], prepare=prepare, batch_size=100))
     groups = AxisGroups.of(models[0], images[0][:2])
 
+    statistics = group_statistics(models, matching, groups, prepare=prepare)
     ways: dict[str, Callable[[], nn.Module]] = {"ensemble": lambda: Ensemble(models)}
     for name, settings in WAYS.items():
-        options = {"a": chosen.a, "b": chosen.b, "groups": groups, "prepare": prepare} | settings
+        options = {
+            "a": chosen.a,
+            "b": chosen.b,
+            "groups": groups,
+            "prepare": prepare,
+            "statistics": statistics,
+        } | settings
         ways[name] = lambda options=options: zip_models(models, matching, **options).network
     rows: list[dict[str, object]] = []
     print(f"{'':28}  joint   task   million MACs   ms for 100   s to make", flush=True)
     for name, make in ways.items():
-        if chosen.only is None or chosen.only in name:
+        if chosen.only is None or name in chosen.only:
             start = time.perf_counter()
             network = make()
             made = time.perf_counter() - start
@@ -96,12 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, object]]:
                 "{seconds_to_make:9.1f}".format(**rows[-1]),
                 flush=True,
             )
-    if chosen.csv is not None and rows:
-        with chosen.csv.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
+            if chosen.csv is not None:
+                add_row(chosen.csv, rows[-1])
     return rows
+
+
+def add_row(place: Path, row: dict[str, object]) -> None:
+    """A row more in a table of what has been tried so far."""
+    fresh = not place.exists()
+    with place.open("a", newline="") as file:
+        table = csv.DictWriter(file, list(row))
+        if fresh:
+            table.writeheader()
+        table.writerow(row)
 
 
 def open_models(places: Sequence[Path]) -> tuple[list[nn.Module], Callable[[list[np.ndarray]], Tensor]]:

@@ -17,6 +17,7 @@ app = App(
     taskatlas merge recipe.yml merged
     taskatlas merge recipe.yml --dry-run
     taskatlas merge recipe.yml merged --zoo zoo/ --shard-size 2GB --format json
+    taskatlas merge zip.yml zipped
 """,
 )
 
@@ -36,6 +37,9 @@ def merge(
     The folder opens with from_pretrained where the models do, and holds the recipe, a model card and receipt.json.
     A run that was stopped goes on when the same is started again.
 
+    With merge_method zip, permute or weight_matching, networks that were trained apart are aligned on a probe and
+    merged; the recipe has probe, a, b, stop_at, reset_statistics and builder then.
+
     Args:
         recipe: The recipe: merge_method, models or slices, base_model, parameters, dtype.
         folder: Where the merged model goes; new or empty.
@@ -43,9 +47,13 @@ def merge(
         shard_size: The most that a file of the result may hold.
         dry_run: Say what would be read, merged and written, and stop.
     """
+    from taskatlas.cli.merge_networks import is_for_networks, merge_networks
     from taskatlas.merge import carry_out, make_plan
     from taskatlas.merge.shards import parse_size
 
+    if is_for_networks(recipe):
+        merge_networks(recipe, folder or common.out, zoo=zoo, dry_run=dry_run, common=common)
+        return
     out = folder or common.out
     if out is None and not dry_run:
         raise BadInput("there is no place for the merged model. Name one: taskatlas merge RECIPE FOLDER.")

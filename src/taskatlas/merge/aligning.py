@@ -47,7 +47,7 @@ def align(
     """Matches the units of n networks, group by group.
 
     Args:
-        groups: of the networks' architecture.
+        groups: of the networks' architecture, all of them or those before a stop.
         statistics: of the networks, by ``gather``.
         method: see ``match_features``; where ``zip`` may not join, it permutes.
         a: see ``match_features``.
@@ -55,7 +55,9 @@ def align(
     """
     work = _Aligning(groups, statistics.models, method, a, b)
     for group in groups:
-        covariances = statistics.covariances.get(group.name)
+        covariances = {
+            site: found for site, found in statistics.covariances.get(group.name, {}).items() if site in group.taps
+        }
         if covariances:
             work.settle(group, [group] * statistics.models, group, covariances)
     return NetworkAlignment(work.alignments, work.agreements)

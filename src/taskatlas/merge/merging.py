@@ -35,6 +35,7 @@ class Merging:
         outputs: which entries of a mapping count.
         calibration: the remedy, or None.
         seed: of the rows of regressions.
+        shares: how much each network counts beside the others; None: alike.
     """
 
     networks: Sequence[nn.Module]
@@ -46,11 +47,12 @@ class Merging:
     outputs: Sequence[str] | None
     calibration: Remedy | None
     seed: int
+    shares: Sequence[float | int] | None = None
 
     def to_the_end(self) -> dict[str, Tensor]:
         """The state dict of one network like the first."""
         states = [network.state_dict() for network in self.networks]
-        merged = merged_weights(states, self.groups, self.aligned.alignments)
+        merged = merged_weights(states, self.groups, self.aligned.alignments, self.shares)
         if self.calibration is None:
             return merged
         graph = NetworkGraph.of(self.networks[0], self.example, self.outputs)
@@ -112,10 +114,10 @@ class Merging:
         own = [{name: values[name] for name in tensor_names(graph)} for values in tensors]
         if self.calibration == "least_squares":
             own = [fold_norms(graph, values) for values in own]
-        merged = Walker(merged_weights(own, self.groups, self.aligned.alignments), inputs)
+        merged = Walker(merged_weights(own, self.groups, self.aligned.alignments, self.shares), inputs)
         parents = [Walker(values, inputs) for values in own]
         if self.calibration is not None:
-            mix = mean_of_parents(self.groups, self.aligned.alignments)
+            mix = mean_of_parents(self.groups, self.aligned.alignments, self.shares)
             calibrate(graph, merged, parents, mix, self.calibration, seed=self.seed)
         return merged, parents
 

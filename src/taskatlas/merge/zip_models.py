@@ -12,7 +12,7 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.aligning import NetworkAlignment, align
 from taskatlas.merge.axis_groups import AxisGroups, Example, Stop
 from taskatlas.merge.calibration import Remedy
-from taskatlas.merge.group_statistics import gather
+from taskatlas.merge.group_statistics import GroupStatistics, gather
 from taskatlas.merge.merging import Merging
 from taskatlas.merge.network_graph import seen_at
 from taskatlas.merge.probe_batches import Data, ProbeBatches, batch_length, first_samples
@@ -35,7 +35,9 @@ def zip_models(
     b: float | int = 0.125,
     calibration: Remedy | None = "least_squares",
     groups: AxisGroups | None = None,
+    statistics: GroupStatistics | None = None,
     outputs: Sequence[str] | None = None,
+    shares: Sequence[float | int] | None = None,
     prepare: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 64,
     device: str = "cpu",
@@ -56,7 +58,9 @@ def zip_models(
         b: see ``match_features``.
         calibration: see ``calibration``; None: weights as they are merged, nothing else.
         groups: which axes move together; None: derived from the first model.
+        statistics: what ``group_statistics`` said of these models, where they are zipped in several ways.
         outputs: for models that return a mapping, the entries that count.
+        shares: how much each model counts where units are merged, beside the others; None: alike.
         prepare: raw samples -> what the models take; None: the way of the first model that has one.
         batch_size: samples a pass.
         device: where to compute.
@@ -80,6 +84,8 @@ def zip_models(
     _check_choice("calibration", calibration, (*get_args(Remedy), None))
     if len(models) < 2:
         raise BadInput(f"{len(models)} model cannot be zipped; give two or more.")
+    if shares is not None and (len(shares) != len(models) or min(shares) <= 0):
+        raise BadInput(f"shares={list(shares)} of {len(models)} models: give each a number above 0.")
     networks, names, own_prepare = _opened(models, device)
     batches = ProbeBatches(probe, networks[0], prepare=prepare or own_prepare, batch_size=batch_size)
     example = first_samples(next(iter(batches)), 2)
@@ -91,14 +97,41 @@ def zip_models(
     stop = None if stop_at is None else groups.stop(stop_at)
     _check_alike(networks, names, stop)
     groups = groups if stop is None else _up_to(groups, stop, networks[0], example)
-    aligned, notes = _align(networks, names, groups, batches, method, a, b, seed)
-    merging = Merging(networks, names, groups, aligned, batches, example, outputs, calibration, seed)
+    aligned, notes = _align(networks, names, groups, batches, statistics, method, a, b, seed)
+    merging = Merging(networks, names, groups, aligned, batches, example, outputs, calibration, seed, shares)
     with torch.no_grad():
         if stop is not None:
-            return Zipped(merging.up_to(stop), names, stop.place, aligned, notes, example)
+            return Zipped(merging.up_to(stop), names, stop.place, groups, aligned, notes, example)
         network = deepcopy(networks[0])
         network.load_state_dict(merging.to_the_end())
-        return Zipped(network, names, None, aligned, notes, example)
+        return Zipped(network, names, None, groups, aligned, notes, example)
+
+
+def group_statistics(
+    models: Sequence[nn.Module | Checkpoint],
+    probe: Data,
+    groups: AxisGroups,
+    *,
+    prepare: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+) -> GroupStatistics:
+    """How the units of models vary together on data, for ``zip_models`` in several ways.
+
+    Args:
+        models: see ``zip_models``.
+        probe: see there.
+        groups: of the models' architecture.
+        prepare: see there.
+        batch_size: see there.
+        device: see there.
+
+    Raises:
+        BadInput: as ``zip_models``.
+    """
+    networks, names, own_prepare = _opened(models, device)
+    batches = ProbeBatches(probe, networks[0], prepare=prepare or own_prepare, batch_size=batch_size)
+    return gather(networks, groups, batches, names)
 
 
 def _align(
@@ -106,6 +139,7 @@ def _align(
     names: tuple[str, ...],
     groups: AxisGroups,
     batches: ProbeBatches,
+    statistics: GroupStatistics | None,
     method: Matching,
     a: float | int,
     b: float | int,
@@ -117,7 +151,8 @@ def _align(
     if method == "weight_matching":
         parameters = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
         return match_weights([net.state_dict() for net in networks], groups, parameters, seed=seed), ()
-    statistics = gather(networks, groups, batches, names)
+    if statistics is None:
+        statistics = gather(networks, groups, batches, names)
     aligned = align(groups, statistics, method, a=a, b=b)
     return aligned, _notes(groups, aligned, statistics.samples)
 
