@@ -30,6 +30,7 @@ def add_to_zipped(zipped: Zipped, model: nn.Module | Checkpoint, probe: Data, **
         BadInput: as ``zip_models``.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> one = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> x = torch.randn(100, 4)
