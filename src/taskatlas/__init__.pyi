@@ -1,3 +1,4 @@
+from .atlas import path_between
 from .errors import BadInput, MissingExtra, TaskAtlasError, WorkFailed
 from .merge import (
     AdaMerged,
@@ -125,6 +126,7 @@ __all__ = [
     "merge_networks",
     "merge_recipe",
     "minibatch_cka",
+    "path_between",
     "path_length",
     "pick_probabilities",
     "predict_imprinted",

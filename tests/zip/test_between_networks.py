@@ -158,3 +158,20 @@ def test_copies_are_copies():
     before = copy.deepcopy(models[0].state_dict())
     ta.loss_barrier(*models, batches(x[:50], y[:50]), points=3)
     assert all(torch.equal(value, before[name]) for name, value in models[0].state_dict().items())
+
+
+def test_the_path_in_prediction_space_is_shorter_when_aligned():
+    models, x, y = digits()
+    probe = ta.Probe.from_arrays(x[1200:].numpy(), y[1200:].numpy())
+    apart, aligned = (ta.path_between(*models, probe, align=align, points=5) for align in (None, "weight_matching"))
+    assert (apart.name, aligned.name) == ("as they are", "aligned")
+    assert list(apart.steps) == [0, 25, 50, 75, 100]
+    for end, model in ((0, models[0]), (-1, models[1])):
+        expected = torch.tensor(aligned.log_probs[end]).exp()
+        assert relative(run(model, x[1200:]).softmax(1), expected) < 1e-3
+    assert aligned.length() < apart.length()
+    assert aligned.accuracy()[2] > apart.accuracy()[2]
+    embedding = ta.InPCA(n_components=2).fit([apart, aligned]).as_embedding()
+    assert set(embedding.runs) == {"as they are", "aligned"}
+    with pytest.raises(ta.BadInput, match="two ends"):
+        ta.path_between(*models, probe, points=1)
