@@ -71,7 +71,7 @@ def search_zip(
         >>> len(rows), rows[0]["agreement"]
         (2, 1.0)
     """
-    trials = [
+    trials: list[Row] = [
         {"method": method, "a": float(one), "b": float(other), "stop_at": stop or "", "calibration": calibration or ""}
         for one, other, stop in product(a, b, stop_at)
     ]
