@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.zip import networks
+from tests.zip.test_axis_networks import cifar_resnet, projection_resnet
 from torch import nn
 
 from taskatlas.errors import BadInput
@@ -25,6 +26,8 @@ CASES = {
     "mlp": (networks.mlp, VECTORS),
     "vgg": (networks.vgg, IMAGES),
     "resnet": (networks.ImageNetResNet, IMAGES),
+    "option A": (cifar_resnet, IMAGES),
+    "option B": (projection_resnet, IMAGES),
     "convnext": (networks.ConvNeXt, IMAGES),
     "densenet": (networks.DenseNet, IMAGES),
     "unet": (networks.UNet, IMAGES),
@@ -316,3 +319,39 @@ def test_networks_that_hardly_agree_and_few_samples_are_noted():
     assert any("9 samples are fewer than the 10 units" in note for note in notes)
     random = with_weights(network, {name: torch.randn_like(value) for name, value in network.state_dict().items()})
     assert not np.isnan(list(zip_models([network, random], data, groups=groups).aligned.agreements.values())).any()
+
+
+def test_a_network_that_branches_is_merged_by_groups_given_by_hand():
+    torch.manual_seed(0)
+    network = networks.Branching().eval()
+    hidden = {
+        "name": "hidden",
+        "size": 6,
+        "members": [
+            {"tensor": "one.weight", "axis": 0},
+            {"tensor": "one.bias", "axis": 0},
+            {"tensor": "two.weight", "axis": 1, "role": "in"},
+        ],
+        "taps": [{"place": "one", "axis": 1}],
+    }
+    groups = AxisGroups.from_dict({"groups": [hidden]}).checked(network, VECTORS[:2])
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(1)))
+    zipped = zip_models([network, other], VECTORS, groups=groups, calibration=None)
+    assert relative(run(zipped.network, VECTORS), run(network, VECTORS)) < 1e-4
+    with pytest.raises(BadInput, match=r"cannot be followed.*groups given by hand and calibration=None"):
+        zip_models([network, other], VECTORS, groups=groups)
+    with pytest.raises(BadInput, match="by hand"):
+        zip_models([network, other], VECTORS)
+
+
+@pytest.mark.parametrize("calibration", ["least_squares", "repair", "reset", None])
+def test_units_that_never_vary_are_no_trouble(calibration):
+    network, groups, data = case("vgg")
+    dead = copy.deepcopy(network)
+    with torch.no_grad():
+        dead[1].weight[:3] = 0
+        dead[1].bias[:3] = -1
+    zipped = zip_models([dead, network], data, groups=groups, calibration=calibration)
+    assert bool(run(zipped.network, data).isfinite().all())
+    both = zip_models([dead, dead], data, groups=groups, calibration=None)
+    assert relative(run(both.network, data), run(dead, data)) < 1e-5

@@ -64,7 +64,8 @@ class NetworkGraph:
             except Exception as error:  # whatever a network's own code, or torch, raises
                 raise BadInput(
                     f"{type(network).__name__} cannot be followed ({first_line(error)}). "
-                    "Rewrite what depends on the values of tensors."
+                    "Rewrite what depends on the values of tensors, or merge to the end with groups given by hand and "
+                    "calibration=None."
                 ) from error
         tensors = {}
         for node in module.graph.find_nodes(op="get_attr"):
