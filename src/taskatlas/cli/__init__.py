@@ -54,6 +54,7 @@ app.command("taskatlas.cli.train:app", name="train", help="Train one network, of
 app.command("taskatlas.cli.record:app", name="record", help="Turn a past training's checkpoints into a run.")
 app.command("taskatlas.cli.trace:app", name="trace", help="Draw how trainings moved through prediction space.")
 app.command("taskatlas.cli.merge:app", name="merge", help="Merge models by a recipe, in mergekit's YAML.")
+app.command("taskatlas.cli.zip_points:app", name="zip-points", help="List up to where networks can be zipped.")
 app.command("taskatlas.cli.evaluate:app", name="evaluate", help="Score models on labelled tasks.")
 app.command("taskatlas.cli.report:app", name="report", help="Join a folder's results in one atlas.html.")
 app.command("taskatlas.cli.check:app", name="check", help="Verify that a folder's receipts still hold.")

@@ -18,6 +18,7 @@ app = App(
     taskatlas merge recipe.yml --dry-run
     taskatlas merge recipe.yml merged --zoo zoo/ --shard-size 2GB --format json
     taskatlas merge data_adaptive.yml fused --seed 1
+    taskatlas merge zip.yml zipped
 """,
 )
 
@@ -40,6 +41,9 @@ def merge(
     The methods adamerging, data_adaptive, fisher and regmean look at data: their recipes name unlabelled samples with
     each model. Experts with heads of their own become a folder for each task, which taskatlas evaluate takes as one.
 
+    With merge_method zip, permute or weight_matching, networks that were trained apart are aligned on a probe and
+    merged; the recipe has probe, a, b, stop_at, reset_statistics and builder then.
+
     Args:
         recipe: The recipe: merge_method, models or slices, base_model, parameters, dtype.
         folder: Where the merged model goes; new or empty.
@@ -47,10 +51,14 @@ def merge(
         shard_size: The most that a file of the result may hold.
         dry_run: Say what would be read, merged and written, and stop.
     """
+    from taskatlas.cli.merge_networks import is_for_networks, merge_networks
     from taskatlas.merge import carry_out, make_plan
     from taskatlas.merge.execute import data_recipe
     from taskatlas.merge.shards import parse_size
 
+    if is_for_networks(recipe):
+        merge_networks(recipe, folder or common.out, zoo=zoo, dry_run=dry_run, common=common)
+        return
     out = folder or common.out
     if out is None and not dry_run:
         raise BadInput("there is no place for the merged model. Name one: taskatlas merge RECIPE FOLDER.")

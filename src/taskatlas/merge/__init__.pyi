@@ -10,11 +10,15 @@ from .evaluation import evaluate
 from .execute import carry_out, merge_recipe
 from .extractor import Extractor
 from .fisher import diagonal_fisher, fisher, fisher_merge
+from .growing import add_to_zipped
+from .loss_barrier import LossBarrier, in_order_of_the_first, loss_barrier
 from .make_plan import make_plan
 from .matching import Alignment, match_features
 from .merge_models import merge_models
+from .merge_networks import NetworkMergeResult, merge_networks
 from .merge_result import MergeResult
 from .methods import METHODS, Method, merge_tensor
+from .network_recipe import NetworkRecipe
 from .operands import Operands
 from .placement import Placement
 from .plan import MergePlan
@@ -23,6 +27,8 @@ from .regmean import LayerInputs, gram_matrices, layer_inputs, regmean
 from .scores import Evaluation
 from .task_vectors import TaskVectors
 from .unlabelled import Unlabelled
+from .zip_models import zip_models
+from .zipped import Zipped
 
 __all__ = [
     "CORRUPTIONS",
@@ -37,15 +43,20 @@ __all__ = [
     "Evaluation",
     "Extractor",
     "LayerInputs",
+    "LossBarrier",
     "MergePlan",
     "MergeRecipe",
     "MergeResult",
     "Method",
+    "NetworkMergeResult",
+    "NetworkRecipe",
     "Operands",
     "Placement",
     "TaskVectors",
     "Unlabelled",
+    "Zipped",
     "adamerge",
+    "add_to_zipped",
     "carry_out",
     "corrupted",
     "diagonal_fisher",
@@ -53,12 +64,16 @@ __all__ = [
     "fisher",
     "fisher_merge",
     "gram_matrices",
+    "in_order_of_the_first",
     "layer_inputs",
+    "loss_barrier",
     "make_plan",
     "match_features",
     "merge_models",
+    "merge_networks",
     "merge_recipe",
     "merge_tensor",
     "reestimate_batch_norm",
     "regmean",
+    "zip_models",
 ]
