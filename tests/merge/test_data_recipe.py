@@ -18,9 +18,9 @@ from taskatlas.merge.data_recipe import DataRecipe
 from taskatlas.merge.evaluation import evaluate
 from taskatlas.merge.execute import merge_recipe
 from taskatlas.merge.extractor import Extractor
-from taskatlas.merge.fisher import diagonal_fisher, fisher_merge
+from taskatlas.merge.fisher_information import diagonal_fisher, fisher_merge
 from taskatlas.merge.low_rank import LowRankVectors
-from taskatlas.merge.regmean import layer_inputs, regmean
+from taskatlas.merge.regression_mean import layer_inputs, regmean
 from taskatlas.merge.unlabelled import Unlabelled
 from taskatlas.probe import Probe
 from taskatlas.zoo import Zoo

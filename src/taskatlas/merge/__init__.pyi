@@ -1,6 +1,7 @@
 from .adamerged import AdaMerged
 from .adamerging import adamerge
 from .axis_groups import AxisGroups
+from .barrier import LossBarrier, in_order_of_the_first, loss_barrier
 from .batch_norm import reestimate_batch_norm
 from .clusters import Clusters
 from .corruptions import CORRUPTIONS, corrupted
@@ -9,26 +10,25 @@ from .data_recipe import DATA_METHODS, DataRecipe
 from .evaluation import evaluate
 from .execute import carry_out, merge_recipe
 from .extractor import Extractor
-from .fisher import diagonal_fisher, fisher, fisher_merge
+from .fisher_information import diagonal_fisher, fisher, fisher_merge
 from .growing import add_to_zipped
-from .loss_barrier import LossBarrier, in_order_of_the_first, loss_barrier
-from .make_plan import make_plan
+from .in_memory import merge_models
 from .matching import Alignment, match_features
-from .merge_models import merge_models
-from .merge_networks import NetworkMergeResult, merge_networks
 from .merge_result import MergeResult
 from .methods import METHODS, Method, merge_tensor
+from .network_merge import NetworkMergeResult, merge_networks
 from .network_recipe import NetworkRecipe
 from .operands import Operands
 from .placement import Placement
 from .plan import MergePlan
+from .planning import make_plan
 from .recipe import MergeRecipe
-from .regmean import LayerInputs, gram_matrices, layer_inputs, regmean
+from .regression_mean import LayerInputs, gram_matrices, layer_inputs, regmean
 from .scores import Evaluation
 from .task_vectors import TaskVectors
 from .unlabelled import Unlabelled
-from .zip_models import zip_models
 from .zipped import Zipped
+from .zipping import zip_models
 
 __all__ = [
     "CORRUPTIONS",

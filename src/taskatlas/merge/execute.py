@@ -21,10 +21,10 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import cut_stacks
 from taskatlas.merge.data_recipe import DataRecipe, looks_at_data
 from taskatlas.merge.folder import tokenizer_folder, write_beside
-from taskatlas.merge.make_plan import SHARD_SIZE, make_plan
 from taskatlas.merge.merge_result import MergeResult, peak_memory
 from taskatlas.merge.merge_with_data import merge_with_data
 from taskatlas.merge.plan import MergePlan, PlannedTensor, dtype_name
+from taskatlas.merge.planning import SHARD_SIZE, make_plan
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import INDEX, Shard, write_index, write_shard
 from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, sampled_digest, writing

@@ -22,14 +22,14 @@ from taskatlas.merge.adamerging import adamerge
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.data_recipe import DataRecipe
 from taskatlas.merge.extractor import Extractor
-from taskatlas.merge.fisher import fisher, fisher_merge
+from taskatlas.merge.fisher_information import fisher, fisher_merge
 from taskatlas.merge.fused_network import open_task
 from taskatlas.merge.fusion_files import save_model
 from taskatlas.merge.lora import is_adapter
 from taskatlas.merge.merge_result import MergeResult, peak_memory
 from taskatlas.merge.opening import OpenedExpert, open_as_saved, open_experts
 from taskatlas.merge.placement import Placement
-from taskatlas.merge.regmean import gram_matrices, regmean
+from taskatlas.merge.regression_mean import gram_matrices, regmean
 from taskatlas.merge.task_vectors import differing
 from taskatlas.merge.unlabelled import Unlabelled
 from taskatlas.probe import Probe
