@@ -16,10 +16,10 @@ from taskatlas.merge.adamerging import adamerge
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.data_recipe import DataRecipe
 from taskatlas.merge.evaluation import evaluate
-from taskatlas.merge.execute import merge_recipe
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.fisher_information import diagonal_fisher, fisher_merge
 from taskatlas.merge.low_rank import LowRankVectors
+from taskatlas.merge.recipes import merge_recipe
 from taskatlas.merge.regression_mean import layer_inputs, regmean
 from taskatlas.merge.unlabelled import Unlabelled
 from taskatlas.probe import Probe
