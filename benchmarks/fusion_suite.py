@@ -34,7 +34,7 @@ from taskatlas.merge import Unlabelled, diagonal_fisher, layer_inputs
 from taskatlas.merge.unlabelled import call, network_inputs
 from taskatlas.store import atomic_write
 
-SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # tried on validation samples
+SCALES = (0.3, 0.5, 0.7, 1.0)  # tried on validation samples
 LEVELS = ("task", "layer")
 CONDITIONS = ("clean", "corrupted")
 COLUMNS = ("clean", "clean ratio", "corrupted", "corrupted ratio")
