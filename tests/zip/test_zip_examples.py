@@ -136,3 +136,31 @@ def test_a_search_is_sorted_and_goes_on_from_its_table(tmp_path, monkeypatch):
         search_zip(models, x[:200], score, **settings)
     with pytest.raises(ta.BadInput, match="nothing to try"):
         search_zip(models, x[:200], score, groups=groups, a=[])
+
+
+def test_the_pairs_table_has_a_row_for_each_way(example, tmp_path):
+    torch.manual_seed(0)
+    resnets = example("cifar_resnet_projection")
+    for name in ("even", "odd"):
+        network = resnets.ProjectionResNet(blocks=1, width=8, classes=5)
+        network(torch.randn(8, 3, 32, 32))
+        torch.save(network.state_dict(), tmp_path / f"{name}.pt")
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=random.integers(0, 256, (30, 32, 32, 3), np.uint8), y=np.arange(30) % 10)
+    arguments = [
+        f"{tmp_path}/even.pt",
+        f"{tmp_path}/odd.pt",
+        "--train",
+        f"{tmp_path}/x.npz",
+        "--test",
+        f"{tmp_path}/x.npz",
+    ]
+    arguments += ["--match", "20", "--score", "30", "--csv", f"{tmp_path}/table.csv"]
+    rows = example("zip_cifar_pair").main([*arguments, "--only", "ensemble", "zip", "zip 7 of 20, least squares"])
+    assert [row["way"] for row in rows] == ["ensemble", "zip", "zip 7 of 20, least squares"]
+    ensemble, whole, part = (row["million_macs"] for row in rows)
+    assert whole == pytest.approx(ensemble / 2, rel=0.03)
+    assert whole < part < ensemble
+    assert [row["way"] for row in csv.DictReader((tmp_path / "table.csv").open())] == [row["way"] for row in rows]
+    with pytest.raises(SystemExit):
+        example("zip_cifar_pair").main(arguments[:4])
