@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--only", help="only benchmarks whose title holds this")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    features, large, rounds, width, images = (256, 1024, 1, 1, 50) if arguments.quick else (2048, 8192, 2, 4, 200)
+    features, large, rounds, width, images = (256, 1024, 1, 1, 50) if arguments.quick else (2048, 8192, 1, 4, 200)
     benchmarks = {
         f"greedy zip, {features} features": lambda: bench_greedy(features, rounds),
         f"greedy zip, {large} features": lambda: bench_large(large),
