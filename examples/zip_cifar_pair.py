@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import taskatlas as ta
 from taskatlas.merge.axis_groups import AxisGroups
 from taskatlas.merge.probe_batches import ProbeBatches
-from taskatlas.merge.zip_models import group_statistics, zip_models
 from taskatlas.merge.zipped import cost_of
+from taskatlas.merge.zipping import group_statistics, zip_models
 
 BUILDER = f"{Path(__file__).parent / 'cifar_resnet_projection.py'}:build"
 CLASSES = ((0, 2, 4, 6, 8), (1, 3, 5, 7, 9))  # of the two heads, in the order of their outputs

@@ -8,7 +8,7 @@ from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.merge import in_order_of_the_first, zip_models
-from taskatlas.merge.loss_barrier import on_the_path
+from taskatlas.merge.barrier import on_the_path
 from taskatlas.merge.probe_batches import ProbeBatches
 from taskatlas.paths import Recorder, Trajectory
 from taskatlas.probe import Probe

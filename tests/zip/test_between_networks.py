@@ -142,7 +142,7 @@ def test_a_zipped_network_answers_as_each_model():
 def test_statistics_serve_several_ways():
     models, x, _ = digits()
     groups = ta.AxisGroups.of(models[0], x[:2])
-    from taskatlas.merge.zip_models import group_statistics
+    from taskatlas.merge.zipping import group_statistics
 
     statistics = group_statistics(models, x[:200], groups)
     for settings in ({"method": "permute"}, {"a": 0.01, "stop_at": "4"}):

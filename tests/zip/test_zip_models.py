@@ -13,9 +13,9 @@ from torch import nn
 from taskatlas.errors import BadInput
 from taskatlas.merge.axis_groups import AxisGroups
 from taskatlas.merge.axis_run import generic_weights
-from taskatlas.merge.zip_models import zip_models
 from taskatlas.merge.zipped import cost_of
 from taskatlas.merge.zipped_network import ZippedNetwork
+from taskatlas.merge.zipping import zip_models
 from taskatlas.probe import Probe
 from taskatlas.zoo import Checkpoint
 

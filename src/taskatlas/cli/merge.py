@@ -17,6 +17,7 @@ app = App(
     taskatlas merge recipe.yml merged
     taskatlas merge recipe.yml --dry-run
     taskatlas merge recipe.yml merged --zoo zoo/ --shard-size 2GB --format json
+    taskatlas merge data_adaptive.yml fused --seed 1
     taskatlas merge zip.yml zipped
 """,
 )
@@ -37,6 +38,9 @@ def merge(
     The folder opens with from_pretrained where the models do, and holds the recipe, a model card and receipt.json.
     A run that was stopped goes on when the same is started again.
 
+    The methods adamerging, data_adaptive, fisher and regmean look at data: their recipes name unlabelled samples with
+    each model. Experts with heads of their own become a folder for each task, which taskatlas evaluate takes as one.
+
     With merge_method zip, permute or weight_matching, networks that were trained apart are aligned on a probe and
     merged; the recipe has probe, a, b, stop_at, reset_statistics and builder then.
 
@@ -49,6 +53,7 @@ def merge(
     """
     from taskatlas.cli.merge_networks import is_for_networks, merge_networks
     from taskatlas.merge import carry_out, make_plan
+    from taskatlas.merge.execute import data_recipe
     from taskatlas.merge.shards import parse_size
 
     if is_for_networks(recipe):
@@ -58,6 +63,10 @@ def merge(
     if out is None and not dry_run:
         raise BadInput("there is no place for the merged model. Name one: taskatlas merge RECIPE FOLDER.")
     started = time.perf_counter()
+    with_data = data_recipe(recipe, zoo)
+    if with_data is not None:
+        _merge_with_data(with_data, None if dry_run else out, common, started)
+        return
     plan = make_plan(recipe, zoo=zoo, seed=common.seed, shard_size=parse_size(shard_size))
     if dry_run or out is None:
         emit(common, {"out": out, **plan.document}, _plan_lines(plan))
@@ -77,6 +86,37 @@ def merge(
     done = (
         f"wrote {out}: {result.tensors} tensors, {_megabytes(result.bytes_written)} in {result.seconds:.1f} s{kept}; "
         f"{_megabytes(result.bytes_read)} read, {_megabytes(result.peak_bytes)} of memory"
+    )
+    emit(common, document, [done])
+
+
+def _merge_with_data(recipe: Any, out: Path | None, common: Common, started: float) -> None:
+    from taskatlas.merge.merge_with_data import merge_with_data
+    from taskatlas.probe.forward import chosen_device
+
+    if out is None:
+        data = recipe.data()
+        rows = [[entry.name, entry.model, entry.data, len(data[entry.name])] for entry in recipe.models]
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in recipe.settings.items())
+        document = {"method": recipe.merge_method, "settings": recipe.settings, "tasks": list(recipe.tasks)}
+        emit(
+            common, document, [table(f"{recipe.merge_method} ({settings})", ["task", "model", "data", "samples"], rows)]
+        )
+        return
+    result = merge_with_data(recipe, out, seed=common.seed, device=chosen_device(common.device), started=started)
+    document = {
+        "out": result.out,
+        "tensors": result.tensors,
+        "bytes_read": result.bytes_read,
+        "bytes_written": result.bytes_written,
+        "peak_bytes": result.peak_bytes,
+        "seconds": result.seconds,
+        "files": sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()),
+        "kept": result.kept,
+    }
+    done = (
+        f"wrote {out}: {recipe.merge_method} of {', '.join(recipe.tasks)}, {_megabytes(result.bytes_written)} in "
+        f"{result.seconds:.1f} s; {_megabytes(result.peak_bytes)} of memory"
     )
     emit(common, document, [done])
 

@@ -7,14 +7,11 @@ follows last.
 
 from __future__ import annotations
 
-import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -22,45 +19,20 @@ from torch import Tensor
 from taskatlas.engine import track, track_bytes
 from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import cut_stacks
+from taskatlas.merge.data_recipe import DataRecipe, looks_at_data
 from taskatlas.merge.folder import tokenizer_folder, write_beside
-from taskatlas.merge.make_plan import SHARD_SIZE, make_plan
+from taskatlas.merge.merge_result import MergeResult, peak_memory
+from taskatlas.merge.merge_with_data import merge_with_data
 from taskatlas.merge.plan import MergePlan, PlannedTensor, dtype_name
+from taskatlas.merge.planning import SHARD_SIZE, make_plan
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import INDEX, Shard, write_index, write_shard
 from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, sampled_digest, writing
 from taskatlas.zoo import Zoo
+from taskatlas.zoo.yaml_file import read_yaml
 
 MADE_BY = "merge"
 _UNFINISHED = ".merge-"
-
-
-@dataclass(frozen=True)
-class MergeResult:
-    """What a merge left behind.
-
-    Attributes:
-        out: the folder.
-        tensors: their number.
-        bytes_read: of weights, each as often as it was needed.
-        bytes_written: of all shards.
-        peak_bytes: of memory that the process has held at most, mapped files included.
-        seconds: from the reading of the recipe on.
-        kept: shards that an earlier run had finished.
-    """
-
-    out: Path
-    tensors: int
-    bytes_read: int
-    bytes_written: int
-    peak_bytes: int
-    seconds: float
-    kept: int = 0
-
-    def __repr__(self) -> str:
-        return (
-            f"MergeResult({str(self.out)!r}, {self.tensors} tensors, {self.bytes_written / 1e6:.1f} MB, "
-            f"{self.seconds:.1f} s)"
-        )
 
 
 class _UnusableOperand(BadInput):
@@ -68,25 +40,28 @@ class _UnusableOperand(BadInput):
 
 
 def merge_recipe(
-    recipe: MergeRecipe | str | Path,
+    recipe: MergeRecipe | DataRecipe | str | Path,
     out: str | Path,
     *,
     zoo: Zoo | str | Path | None = None,
     seed: int = 0,
     shard_size: int = SHARD_SIZE,
+    device: str = "cpu",
 ) -> MergeResult:
     """Merges models into a folder that opens with ``from_pretrained`` where the models do.
 
     Tensors are read, merged and written one after the other, so memory holds a few of them whatever the number and the
     size of the models. A run that was killed goes on when the same is started again, with the same bytes as the result;
-    one that had finished is left as it is.
+    one that had finished is left as it is. Methods that look at data hold all models in memory; see
+    ``merge_with_data``.
 
     Args:
-        recipe: a recipe or its file, in mergekit's YAML.
+        recipe: a recipe or its file, in mergekit's YAML; or one with data.
         out: a folder; made if it is not there, and empty unless an earlier run of the same merge left it.
         zoo: whose checkpoints the recipe may name, or where it is.
         seed: of random methods.
         shard_size: the most bytes of a file of the result.
+        device: where methods that look at data compute.
 
     Raises:
         BadInput: something is wrong with the recipe, the models or the place; the message says what.
@@ -105,7 +80,32 @@ def merge_recipe(
         (1, tensor([2., 2.]))
     """
     started = time.perf_counter()
+    with_data = data_recipe(recipe, zoo)
+    if with_data is not None:
+        return merge_with_data(with_data, out, seed=seed, device=device, started=started)
+    assert not isinstance(recipe, DataRecipe)  # it is one with data
     return carry_out(make_plan(recipe, zoo=zoo, seed=seed, shard_size=shard_size), out, started=started)
+
+
+def data_recipe(recipe: MergeRecipe | DataRecipe | str | Path, zoo: Zoo | str | Path | None) -> DataRecipe | None:
+    """The recipe where its method looks at data, else None.
+
+    Args:
+        recipe: a recipe or its file.
+        zoo: as for ``merge_recipe``; in place of the one that the recipe names.
+
+    Raises:
+        BadInput: as ``DataRecipe.load``; or the zoo is in memory.
+    """
+    if isinstance(recipe, MergeRecipe):
+        return None
+    if not isinstance(recipe, DataRecipe):
+        if not looks_at_data(read_yaml(Path(recipe))):
+            return None
+        recipe = DataRecipe.load(recipe)
+    if isinstance(zoo, Zoo):
+        raise BadInput("a merge that looks at data is opened again from its folder. Name the zoo by its path.")
+    return recipe if zoo is None else recipe.model_copy(update={"zoo": str(Path(zoo).resolve())})
 
 
 def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None) -> MergeResult:
@@ -131,7 +131,7 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
         _check_place(out, unfinished)
         kept = _make(plan, out, unfinished, tokenizer, started)
     return MergeResult(
-        out, len(plan.tensors), plan.bytes_read, plan.bytes_written, _peak(), time.perf_counter() - started, kept
+        out, len(plan.tensors), plan.bytes_read, plan.bytes_written, peak_memory(), time.perf_counter() - started, kept
     )
 
 
@@ -296,18 +296,3 @@ def _check_space(out: Path, shards: Iterable[Shard]) -> None:
             f"no space left for {out}: the result takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free. "
             "Free some space or choose another place."
         )
-
-
-def _peak() -> int:
-    """Bytes of memory that this process has held at most; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii", errors="replace"))
-        if found:
-            return 1024 * int(found[1])
-    try:
-        import resource
-    except ImportError:
-        return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most

@@ -8,9 +8,9 @@ from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.probe_batches import Data
-from taskatlas.merge.zip_models import zip_models
 from taskatlas.merge.zipped import Zipped
 from taskatlas.merge.zipped_network import ZippedNetwork
+from taskatlas.merge.zipping import zip_models
 from taskatlas.zoo import Checkpoint
 
 

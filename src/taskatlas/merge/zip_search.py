@@ -13,8 +13,8 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.axis_groups import AxisGroups
 from taskatlas.merge.calibration import Remedy
 from taskatlas.merge.probe_batches import Data
-from taskatlas.merge.zip_models import Matching, group_statistics, zip_models
 from taskatlas.merge.zipped import Zipped
+from taskatlas.merge.zipping import Matching, group_statistics, zip_models
 from taskatlas.zoo import Checkpoint
 
 Row = dict[str, Any]

@@ -27,6 +27,13 @@ nav a { margin-right: 1.2rem; color: var(--accent); }
 """
 _SPACE_LEAD = "How checkpoints relate, which few stand for the rest, and what that is worth."
 _PATHS_LEAD = "How trainings moved through the space of predictions, how far, and which of them alike."
+_MERGE_LEAD = "How well merged models do what they were merged for."
+LAYOUT = {
+    "template": "plotly_white",
+    "margin": {"l": 10, "r": 10, "t": 50, "b": 40},
+    "font": {"family": "system-ui, sans-serif", "size": 13},
+}
+"""Of every figure."""
 # The page is its reader's own: no button that would upload a figure.
 _FIGURE_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 
@@ -47,7 +54,7 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     """Joins what other commands left in ``folder`` in one page; pictures can be zoomed and say their values on hover.
 
     Args:
-        folder: where ``map``, ``select``, ``transfer`` or ``trace`` wrote.
+        folder: where ``map``, ``select``, ``transfer``, ``trace`` or ``evaluate`` wrote.
         out: folder for the page; None takes ``folder``.
 
     Returns:
@@ -56,13 +63,18 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     Raises:
         BadInput: the folder is missing or holds nothing to report, or a result in it is damaged.
     """
+    from taskatlas.report.merge import merge_sections
     from taskatlas.report.paths import paths_sections
     from taskatlas.report.space import space_sections
 
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder. Give one that `taskatlas map` or `taskatlas trace` wrote.")
-    rooms = [(_SPACE_LEAD, space_sections(folder)), (_PATHS_LEAD, paths_sections(folder))]
+    rooms = [
+        (_SPACE_LEAD, space_sections(folder)),
+        (_PATHS_LEAD, paths_sections(folder)),
+        (_MERGE_LEAD, merge_sections(folder)),
+    ]
     sections = [section for _, found in rooms for section in found]
     if not sections:
         raise BadInput(

@@ -13,8 +13,8 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.folder import CARD, CONFIG, RECIPE
 from taskatlas.merge.network_recipe import NamedNetworks, NetworkRecipe
 from taskatlas.merge.probe_batches import ProbeBatches, first_samples
-from taskatlas.merge.zip_models import zip_models
 from taskatlas.merge.zipped import Cost, Zipped, cost_of
+from taskatlas.merge.zipping import zip_models
 from taskatlas.store import RECEIPT, load_receipts, output_folder
 from taskatlas.zoo import Zoo
 

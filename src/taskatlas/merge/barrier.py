@@ -147,7 +147,7 @@ def in_order_of_the_first(network: nn.Module, zipped: Zipped, model: int = 1) ->
         BadInput: units were joined within the network, so that no order is left.
 
     Example:
-        >>> from taskatlas.merge.zip_models import zip_models
+        >>> from taskatlas.merge.zipping import zip_models
         >>> _ = torch.manual_seed(0)
         >>> one, other = (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)) for _ in range(2))
         >>> moved = in_order_of_the_first(other, zip_models([one, other], torch.randn(50, 2), method="permute"))
