@@ -135,7 +135,7 @@ def resnet20(width: int) -> nn.Module:
 
 def bench_whole_zip(width: int, images: int) -> dict:
     """Where the time of a whole zip goes: two networks, all groups, matching, merging; nothing is calibrated."""
-    from taskatlas.merge import group_statistics, zip_models
+    from taskatlas.merge import group_statistics, zipping
 
     torch.manual_seed(0)
     networks = [resnet20(width), resnet20(width)]
@@ -158,9 +158,9 @@ def bench_whole_zip(width: int, images: int) -> dict:
         network.forward = timed("forward passes", network.forward)
     group_statistics._Watched._keep = timed("reading features", group_statistics._Watched._keep)
     group_statistics._pool = timed("covariances", group_statistics._pool)
-    zip_models.align = timed("matching", zip_models.align)
+    zipping.align = timed("matching", zipping.align)
     start = time.perf_counter()
-    zip_models.zip_models(networks, data, calibration=None, groups=groups, batch_size=50)
+    zipping.zip_models(networks, data, calibration=None, groups=groups, batch_size=50)
     whole = time.perf_counter() - start
     spent["forward passes"] -= spent["reading features"]
     spent["all else"] = whole - sum(spent.values())
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--only", help="only benchmarks whose title holds this")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    features, large, rounds, width, images = (256, 1024, 1, 1, 50) if arguments.quick else (2048, 8192, 2, 4, 200)
+    features, large, rounds, width, images = (256, 1024, 1, 1, 50) if arguments.quick else (2048, 8192, 1, 4, 200)
     benchmarks = {
         f"greedy zip, {features} features": lambda: bench_greedy(features, rounds),
         f"greedy zip, {large} features": lambda: bench_large(large),

@@ -29,16 +29,18 @@ BUILDER = f"{Path(__file__).parent / 'cifar_resnet_projection.py'}:build"
 CLASSES = ((0, 2, 4, 6, 8), (1, 3, 5, 7, 9))  # of the two heads, in the order of their outputs
 WHOLE, TWO_STAGES, ONE_STAGE = "linear:input", "layer2", "layer1"  # after 19, 13 and 7 of 20 layers
 WAYS: dict[str, dict[str, object]] = {
-    "average": {"stop_at": WHOLE, "method": "identity", "calibration": "reset"},
-    "weight matching": {"stop_at": WHOLE, "method": "weight_matching", "calibration": "reset"},
-    "permute": {"stop_at": WHOLE, "method": "permute", "calibration": "reset"},
-    "zip": {"stop_at": WHOLE, "calibration": "reset"},
-    "zip, REPAIR": {"stop_at": WHOLE, "calibration": "repair"},
     "zip, least squares": {"stop_at": WHOLE},
-    "zip 13 of 20": {"stop_at": TWO_STAGES, "calibration": "reset"},
     "zip 13 of 20, least squares": {"stop_at": TWO_STAGES},
-    "zip 7 of 20": {"stop_at": ONE_STAGE, "calibration": "reset"},
     "zip 7 of 20, least squares": {"stop_at": ONE_STAGE},
+    "permute": {"stop_at": WHOLE, "method": "permute", "calibration": "reset"},
+    "average": {"stop_at": WHOLE, "method": "identity", "calibration": "reset"},
+    "zip": {"stop_at": WHOLE, "calibration": "reset"},
+    "zip 13 of 20": {"stop_at": TWO_STAGES, "calibration": "reset"},
+    "zip 7 of 20": {"stop_at": ONE_STAGE, "calibration": "reset"},
+    "weight matching": {"stop_at": WHOLE, "method": "weight_matching", "calibration": "reset"},
+    "permute, least squares": {"stop_at": WHOLE, "method": "permute"},
+    "average, least squares": {"stop_at": WHOLE, "method": "identity"},
+    "zip, REPAIR": {"stop_at": WHOLE, "calibration": "repair"},
 }
 
 

@@ -51,21 +51,19 @@ def small_setting(name, place, **changes):
     return file
 
 
-@pytest.mark.parametrize(("name", "width"), [("cifar10-resnet20.yml", "0.5"), ("cifar10-vgg11.yml", "0.125")])
-def test_a_setting_runs_from_training_to_table_once(name, width, images, tmp_path, example, monkeypatch):
+def test_a_setting_runs_from_training_to_table_once(images, tmp_path, example, monkeypatch):
     protocol = example("zip_protocol")
-    changes = {"search": {"a": [0.3], "b": [1], "stop_at": ["linear:input"]}} if "resnet" in name else {}
     ways = [{"method": "permute", "stop_at": "linear:input", "calibration": "reset"}]
-    ways += [{"method": "zip", "stop_at": "layer1" if "resnet" in name else "features.3"}]
-    file = small_setting(name, tmp_path, ways=ways, **changes)
+    ways += [{"method": "zip", "stop_at": "layer1", "calibration": "reset"}]
+    searched = {"a": [0.3], "b": [1], "stop_at": ["linear:input"], "calibration": None}
+    file = small_setting("cifar10-resnet20.yml", tmp_path, ways=ways, search=searched)
     arguments = [str(file), "--train", f"{images}/train.npz", "--test", f"{images}/test.npz", "--out", str(tmp_path)]
-    arguments += ["--width", width, "--epochs", "1", "--device", "cpu"]
+    arguments += ["--width", "0.5", "--epochs", "1", "--device", "cpu"]
     rows = protocol.main(arguments)
     assert [row["way"].split(",")[0] for row in rows] == ["method ensemble", "method permute", "method zip"]
     assert all(0 <= row["joint"] <= row["average"] <= 1 for row in rows)
     assert rows[1]["macs"] < rows[2]["macs"] < rows[0]["macs"]
-    if changes:
-        assert len(list(csv.DictReader((tmp_path / "search.csv").open()))) == 1
+    assert len(list(csv.DictReader((tmp_path / "search.csv").open()))) == 1
     monkeypatch.setattr(ta, "zip_models", lambda *_, **__: pytest.fail("it was zipped again"))
     assert [row["way"] for row in protocol.main(arguments)] == [row["way"] for row in rows]
 
@@ -78,6 +76,14 @@ def test_settings_name_what_there_is():
             continue
         assert {"network", "training", "samples", "ways"} <= content.keys(), file
         assert {way["method"] for way in content["ways"]} <= {"identity", "weight_matching", "permute", "zip"}
+
+
+def test_a_vgg_has_its_layers_and_width(example):
+    network, _ = example("zip_networks").network("vgg16", 7, 0.0625)
+    network.eval()
+    assert sum(isinstance(part, torch.nn.Conv2d) for part in network.modules()) == 13
+    assert network.linear.in_features == 32
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
 def test_heads_of_vectors_say_how_near_features_are(example, tmp_path):
@@ -111,10 +117,9 @@ def test_pyramids_are_zipped_up_to_a_scale(example):
     assert {"scale0", "scale1"} <= {place for stop in groups.stops for place in (stop.place, *stop.aliases)}
     other = example("zip_networks").Pyramid(scales=3, width=6).eval()
     other.load_state_dict(groups.permute(network.state_dict(), groups.random_permutations(2)))
-    for stop in ("scale0", "scale1"):
-        zipped = ta.zip_models([network, other], noise, stop_at=stop, calibration=None, groups=groups)
-        for image in run(zipped.network, noise[:4]):
-            assert relative(image, run(network, noise[:4])) < 1e-4
+    zipped = ta.zip_models([network, other], noise, stop_at="scale1", calibration=None, groups=groups)
+    for image in run(zipped.network, noise[:4]):
+        assert relative(image, run(network, noise[:4])) < 1e-4
 
 
 def test_a_search_is_sorted_and_goes_on_from_its_table(tmp_path, monkeypatch):
@@ -136,3 +141,31 @@ def test_a_search_is_sorted_and_goes_on_from_its_table(tmp_path, monkeypatch):
         search_zip(models, x[:200], score, **settings)
     with pytest.raises(ta.BadInput, match="nothing to try"):
         search_zip(models, x[:200], score, groups=groups, a=[])
+
+
+def test_the_pairs_table_has_a_row_for_each_way(example, tmp_path):
+    torch.manual_seed(0)
+    resnets = example("cifar_resnet_projection")
+    for name in ("even", "odd"):
+        network = resnets.ProjectionResNet(blocks=1, width=8, classes=5)
+        network(torch.randn(8, 3, 32, 32))
+        torch.save(network.state_dict(), tmp_path / f"{name}.pt")
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=random.integers(0, 256, (30, 32, 32, 3), np.uint8), y=np.arange(30) % 10)
+    arguments = [
+        f"{tmp_path}/even.pt",
+        f"{tmp_path}/odd.pt",
+        "--train",
+        f"{tmp_path}/x.npz",
+        "--test",
+        f"{tmp_path}/x.npz",
+    ]
+    arguments += ["--match", "20", "--score", "30", "--csv", f"{tmp_path}/table.csv"]
+    rows = example("zip_cifar_pair").main([*arguments, "--only", "ensemble", "zip", "zip 7 of 20, least squares"])
+    assert [row["way"] for row in rows] == ["ensemble", "zip", "zip 7 of 20, least squares"]
+    ensemble, whole, part = (row["million_macs"] for row in rows)
+    assert whole == pytest.approx(ensemble / 2, rel=0.03)
+    assert whole < part < ensemble
+    assert [row["way"] for row in csv.DictReader((tmp_path / "table.csv").open())] == [row["way"] for row in rows]
+    with pytest.raises(SystemExit):
+        example("zip_cifar_pair").main(arguments[:4])

@@ -72,8 +72,10 @@ def run(network, data):
 # Laws
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("method", ["permute", "zip"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "zip") for name in CASES), ("resnet", "permute"), ("unet", "permute"), ("grouped attention", "permute")],
+)
 def test_a_permuted_copy_is_aligned_back(name, method):
     network, groups, data = case(name)
     other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
@@ -104,20 +106,27 @@ def test_a_self_merge_gives_the_model_back(method, models):
         assert torch.allclose(zipped.network.state_dict()[name], value, rtol=1e-6, atol=0), name
 
 
-@pytest.mark.parametrize("calibration", ["least_squares", "repair"])
-@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "densenet", "convnext", "fused attention"])
+@pytest.mark.parametrize(
+    ("name", "calibration"),
+    [
+        *((name, "least_squares") for name in ("mlp", "resnet", "densenet", "convnext", "fused attention")),
+        *((name, "repair") for name in ("vgg", "densenet")),
+    ],
+)
 def test_calibrating_a_self_merge_leaves_its_function(name, calibration):
     network, groups, data = case(name)
     zipped = zip_models([network, network], data, calibration=calibration, groups=groups)
     assert relative(run(zipped.network, data), run(network, data)) < (1e-3 if calibration == "least_squares" else 0.05)
 
 
-@pytest.mark.parametrize("calibration", [None, "least_squares"])
-@pytest.mark.parametrize("name", ["vgg", "resnet", "fused attention"])
+@pytest.mark.parametrize(
+    ("name", "calibration"),
+    [("vgg", None), ("resnet", None), ("fused attention", None), ("resnet", "least_squares")],
+)
 def test_every_stop_of_a_permuted_copy_keeps_the_function(name, calibration):
     network, groups, data = case(name)
     other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
-    for stop in groups.stops[1 :: 3 if calibration is None else 5]:
+    for stop in groups.stops[1 :: 4 if calibration is None else 6]:
         zipped = zip_models([network, other], data, stop_at=stop.place, calibration=calibration, groups=groups)
         for output in run(zipped.network, data):
             assert relative(output, run(network, data)) < 1e-3, stop.place
@@ -236,10 +245,10 @@ def test_the_trunk_runs_once():
     assert cost_of(zipped.network, data).macs == whole + head
 
 
-@pytest.mark.parametrize("stop", [None, "layer1"])
-def test_one_file_opens_without_the_models_code(stop, tmp_path):
-    network, groups, data = case("resnet")
-    zipped = zip_models([network, network], data, stop_at=stop, groups=groups)
+@pytest.mark.parametrize(("name", "stop"), [("mlp", None), ("resnet", "layer1")])
+def test_one_file_opens_without_the_models_code(name, stop, tmp_path):
+    network, groups, data = case(name)
+    zipped = zip_models([network, network], data, stop_at=stop, groups=groups, calibration=None)
     zipped.save(tmp_path / "zipped.pt2")
     opened = torch.export.load(tmp_path / "zipped.pt2").module()
     expected = run(zipped.network, data[:7])
@@ -268,7 +277,7 @@ def test_data_may_come_in_any_form():
     models, x, _ = digits()
     probe = Probe.from_arrays(x[:100].numpy())
     results = [
-        zip_models(models, data, batch_size=50).network
+        zip_models(models, data, batch_size=50, calibration=None).network
         for data in (x[:100], probe, [x[:50], x[50:100]], [(x[:50],), (x[50:100],)], iter([x[:50], x[50:100]]))
     ]
     for result in results[1:]:
@@ -344,7 +353,7 @@ def test_a_network_that_branches_is_merged_by_groups_given_by_hand():
         zip_models([network, other], VECTORS)
 
 
-@pytest.mark.parametrize("calibration", ["least_squares", "repair", "reset", None])
+@pytest.mark.parametrize("calibration", ["least_squares", "repair"])
 def test_units_that_never_vary_are_no_trouble(calibration):
     network, groups, data = case("vgg")
     dead = copy.deepcopy(network)
