@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from taskatlas.errors import BadInput, WorkFailed
@@ -13,6 +14,7 @@ from taskatlas.probe import Probe
 from taskatlas.store import Store
 from taskatlas.tasks import (
     Agreement,
+    Null,
     Task,
     Training,
     agreement_score,
@@ -142,6 +144,15 @@ def test_a_pair_agrees_where_both_say_the_same():
     assert hard == pytest.approx(np.mean([a.argmax() == b.argmax() for a, b in zip(p, q, strict=True)]))
     assert soft == pytest.approx(np.mean([sum(a * b) for a, b in zip(p, q, strict=True)]))
     assert mean_interval(np.array([0.2, 0.4, 0.6])) == pytest.approx((0, 0.4 + 4.30265 * 0.2 / 3**0.5), abs=1e-4)
+
+
+def test_lifts_have_welchs_interval():
+    values, others = (0.9, 0.95, 0.97), (0.7, 0.72, 0.69, 0.75)
+    one = Agreement(
+        "t", 0.94, (0.9, 1.0), 0.9, 0.9, 1.0, (0.5, 0.5), values, {"random": Null(0.715, (0.6, 0.8), others)}
+    )
+    expected = stats.ttest_ind(values, others, equal_var=False).confidence_interval()
+    assert one.lift["random"][1:] == pytest.approx((expected.low, expected.high))
 
 
 def test_what_is_held_out_follows_ids():

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cyclopts import App
 
@@ -71,7 +71,7 @@ def split_data(
     from taskatlas.tasks.adversarial import controls
     from taskatlas.tasks.agreement import Training
     from taskatlas.tasks.damage import damage_row, rank_splits
-    from taskatlas.tasks.files import damage_table, write_splits
+    from taskatlas.tasks.files import write_splits
     from taskatlas.tasks.opening import open_target, open_tasks
     from taskatlas.tasks.task import Task
 
@@ -119,7 +119,8 @@ def split_data(
     write_splits(
         written, out, data=probe, made=made, settings=settings, seed=common.seed, started=started, sources=[Path(data)]
     )
-    columns, rows = damage_table([damage for _, damage in ranked])
+    rows = [_row(damage) for _, damage in ranked]
+    columns = ["task", "like", "accuracy", "low", "high", "random split", "random task", "reserved", "train", "test"]
     document = {
         "out": out,
         "target": wanted.name,
@@ -131,3 +132,12 @@ def split_data(
     emit(
         common, document, [table(title, columns, rows), f"wrote {out}: splits.csv, splits.png, manifest.json, splits/"]
     )
+
+
+def _row(damage: Any) -> list[Any]:
+    found, controls = damage.found, damage.controls
+    beside = [controls[name].accuracy if name in controls else None for name in ("random split", "random task")]
+    low, high = found.interval
+    ends = [low, high] if len(found.values) > 1 else [None, None]
+    called = damage.task if damage.polarity == "as given" else f"not {damage.task}"
+    return [called, damage.similarity, found.accuracy, *ends, *beside, found.reserved, found.train, found.test]

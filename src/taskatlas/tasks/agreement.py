@@ -465,10 +465,12 @@ def _difference(values: Sequence[float], others: Sequence[float]) -> tuple[float
     lift = float(a.mean() - b.mean())
     if len(a) < 2 or len(b) < 2:
         return lift, math.nan, math.nan
-    if a.std() == 0 and b.std() == 0:
+    parts = np.array([values.var(ddof=1) / len(values) for values in (a, b)])
+    if parts.sum() == 0:
         return lift, lift, lift
-    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    return lift, float(low), float(high)
+    freedom = parts.sum() ** 2 / (parts**2 / [len(a) - 1, len(b) - 1]).sum()
+    reach = float(stats.t.ppf(0.975, freedom) * np.sqrt(parts.sum()))
+    return lift, lift - reach, lift + reach
 
 
 def _check(tasks: Sequence[Task], learners: int, seeds: int, differ: Sequence[str], nulls: int) -> None:

@@ -139,7 +139,10 @@ class Split:
         return Subset(dataset, train.tolist()), Subset(dataset, test.tolist())
 
     def probes(self, data: Probe) -> dict[str, Probe]:
-        """The parts of labelled or unlabelled samples, each with the split's target as its labels.
+        """The parts of samples, by name, each with the split's target as its labels.
+
+        A bare partition, which has no target, leaves the data's own labels; and where the target is the data's own
+        classes these keep their names.
 
         Raises:
             BadInput: no sample of a part is in the data.
@@ -154,9 +157,11 @@ class Split:
                     f"{self.ids[0]!r} and the data's like {data.ids[0]!r}."
                 )
             if len(rows):
-                part_of = data.take(rows)
-                labels = self.target[[place[name] for name in part_of.ids]]
-                found[PARTS[part]] = Probe(part_of.kind, part_of.inputs, part_of.ids, labels)
+                own = data.take(rows)
+                labels = self.target[[place[name] for name in own.ids]]
+                if own.labels is None or (self.target.any() and not np.array_equal(own.labels, labels)):
+                    own = Probe(own.kind, own.inputs, own.ids, labels)
+                found[PARTS[part]] = own
         return found
 
     def add_column(self, dataset: Any, id_column: str | None = None, name: str = "split") -> Any:
