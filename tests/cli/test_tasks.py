@@ -14,7 +14,7 @@ from taskatlas.tasks.files import read_agreements, read_damage
 TRAINED = ("--epochs", 10, "--batch-size", 16, "--learning-rate", 0.01)
 AGREE = ("agree", "data.npz", "--tasks", "human:2", "--repeats", 2, "--nulls", 1, *TRAINED)
 DISCOVER = (
-    *("discover", "data.npz", "--tasks", 2, "--width", 4, "--steps", 3, "--batch-size", 32, "--asked", 32),
+    *("discover", "data.npz", "--tasks", 2, "--steps", 3, "--batch-size", 32, "--asked", 32),
     *("--inner-steps", 4, "--truncate", 0, "--repeats", 1, "--known", "human:2", "--out", "found"),
 )
 SPLIT = ("split", "data.npz", "--tasks", "human:3", "--target", "0,1", "--repeats", 1, *TRAINED, "--out", "broken")

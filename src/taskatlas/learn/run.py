@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import save_model
 from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.learn.pictures import Preparation
+from taskatlas.learn.randomness import drawing_from
 from taskatlas.learn.stream import Stream
 from taskatlas.learn.streamed import Epoch, Hook, train_streamed
 from taskatlas.probe.probe import Probe
@@ -115,8 +115,7 @@ def new_network(
         preparation = Preparation(size, channels=int(shape[2]))
         shape = (shape[2], *((size, size) if size is not None else shape[:2]))
     arguments = _arguments(name, function, classes, shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with drawing_from(seed):
         if is_vision_builder(name):
             return Network(build_vision(name, arguments, published=False)[0], preparation, name, arguments)
         module, prepare = build(function or name, arguments, None)

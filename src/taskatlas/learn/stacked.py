@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput, WorkFailed
+from taskatlas.learn.randomness import TURNS, state_kept
 from taskatlas.probe.quiet import quiet
 
 IGNORED = -100  # a target that counts for nothing, as in torch's cross-entropy
@@ -93,7 +94,7 @@ def train(
     )
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+        with state_kept(inputs.device):
             for group, epoch, means in track(passes, description, total=epochs * len(groups)):
                 losses |= dict(zip(group, means.tolist(), strict=True))
                 for learner in group:
@@ -132,7 +133,7 @@ def outputs(module: nn.Module, x: Shaped[Tensor, "n *rest"]) -> Float[Tensor, "n
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    with quiet(module):
+    with TURNS, quiet(module):
         return torch.cat([module(batch) for batch in torch.split(x, _EVALUATED)])
 
 
@@ -154,7 +155,8 @@ def _fit(
     Args:
         targets: (learners, n).
     """
-    torch.manual_seed(seed)
+    with TURNS:
+        torch.manual_seed(seed)
     drawing = [torch.Generator().manual_seed(own) for own in ([seed] if orders is None else orders)]
     counted = (targets != IGNORED).sum(1)
     means = torch.full((len(learners),), math.nan, device=inputs.device)
