@@ -20,7 +20,7 @@ from taskatlas.tasks import group_target, mean_similarity, measure_splits
 from taskatlas.tasks.adversarial import controls
 
 SIZE, SEEDS = 16, 3
-TRAINING = ta.Training(epochs=15, batch_size=128, learning_rate=3e-3)
+TRAINING = ta.Training(epochs=12, batch_size=128, learning_rate=3e-3)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -38,9 +38,9 @@ def print_scores(kind: str, scores: Sequence[ta.Agreement]) -> None:
 def agreement(data: ta.Probe) -> None:
     """Human, random and untrained tasks."""
     kinds = {
-        "human (5 against 5)": ta.human_tasks(data, 3),
-        "random labels": ta.random_tasks(data, 2),
-        "untrained networks": ta.untrained_tasks("small_cnn", data, 3, size=SIZE),
+        "human (5 against 5)": ta.human_tasks(data, 2),
+        "random labels": ta.random_tasks(data, 1),
+        "untrained networks": ta.untrained_tasks("small_cnn", data, 2, size=SIZE),
     }
     for kind, tasks in kinds.items():
         score(kind, tasks, data)
@@ -49,7 +49,7 @@ def agreement(data: ta.Probe) -> None:
 def discovered(data: ta.Probe, steps: int) -> None:
     """Tasks that a search finds."""
     search = ta.Search(steps=steps, inner_steps=30, inner_rate=0.3, batch_size=128, asked=128)
-    found = ta.discover_tasks(data, "small_cnn", n_tasks=4, width=4, search=search, size=SIZE, seed=0)
+    found = ta.discover_tasks(data, "small_cnn", n_tasks=2, width=4, search=search, size=SIZE, seed=0)
     print(f"similarity of the discovered tasks: {mean_similarity(found.tasks):.3f}; notes: {found.notes}", flush=True)
     score("discovered", found.tasks, data)
 
@@ -63,7 +63,7 @@ def score(kind: str, tasks: Sequence[ta.Task], data: ta.Probe) -> None:
 def splits(data: ta.Probe) -> None:
     """Splits by untrained networks, and their controls."""
     target = group_target(data)
-    made = [ta.untrained_split(target, "small_cnn", data, size=SIZE, seed=seed, reserve=0.1) for seed in range(2)]
+    made = [ta.untrained_split(target, "small_cnn", data, size=SIZE, seed=seed, reserve=0.1) for seed in range(1)]
     kinds = {
         "untrained network, halved within each class": made,
         "random task (control)": [controls(target, one)["random task"] for one in made[:1]],
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--part", choices=("agreement", "discovered", "splits"), required=True)
-    parser.add_argument("--images", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=60, help="of the search")
+    parser.add_argument("--images", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=40, help="of the search")
     given = parser.parse_args(arguments)
     data = ta.Probe.open(given.data)
     data = data.take(np.arange(min(given.images, len(data))))

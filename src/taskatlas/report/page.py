@@ -27,6 +27,7 @@ nav a { margin-right: 1.2rem; color: var(--accent); }
 """
 _SPACE_LEAD = "How checkpoints relate, which few stand for the rest, and what that is worth."
 _PATHS_LEAD = "How trainings moved through the space of predictions, how far, and which of them alike."
+_TASKS_LEAD = "Which tasks networks agree on, what these are, and the splits that break a network."
 # The page is its reader's own: no button that would upload a figure.
 _FIGURE_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 
@@ -47,7 +48,7 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     """Joins what other commands left in ``folder`` in one page; pictures can be zoomed and say their values on hover.
 
     Args:
-        folder: where ``map``, ``select``, ``transfer`` or ``trace`` wrote.
+        folder: where ``map``, ``select``, ``transfer``, ``trace``, ``agree``, ``discover`` or ``split`` wrote.
         out: folder for the page; None takes ``folder``.
 
     Returns:
@@ -58,16 +59,21 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     """
     from taskatlas.report.paths import paths_sections
     from taskatlas.report.space import space_sections
+    from taskatlas.report.tasks import tasks_sections
 
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder. Give one that `taskatlas map` or `taskatlas trace` wrote.")
-    rooms = [(_SPACE_LEAD, space_sections(folder)), (_PATHS_LEAD, paths_sections(folder))]
+    rooms = [
+        (_SPACE_LEAD, space_sections(folder)),
+        (_PATHS_LEAD, paths_sections(folder)),
+        (_TASKS_LEAD, tasks_sections(folder)),
+    ]
     sections = [section for _, found in rooms for section in found]
     if not sections:
         raise BadInput(
-            f"{folder} holds no results to report. Run `taskatlas map ZOO --probe PROBE --out {folder}` or "
-            f"`taskatlas trace RUNS --out {folder}` first."
+            f"{folder} holds no results to report. Run `taskatlas map ZOO --probe PROBE --out {folder}`, "
+            f"`taskatlas trace RUNS --out {folder}` or `taskatlas discover DATA --out {folder}` first."
         )
     lead = " ".join(sentence for sentence, found in rooms if found)
     receipts = [one for one in load_receipts(folder) if one.made_by != "report"]
