@@ -108,7 +108,7 @@ def fine_tune(network: SentenceClassifier, prepare: Any, probe: ta.Probe, settin
         (network.parameters(), settings.rate, settings.steps),
     )
     for parameters, rate, steps in parts:
-        optimizer = torch.optim.AdamW(parameters, lr=rate)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
         network.body.requires_grad_(rate == settings.rate)
         network.train()

@@ -11,11 +11,13 @@ from threadpoolctl import threadpool_limits
 import taskatlas.demo
 from taskatlas.cli import main
 from taskatlas.demo import QUESTIONS, run_demo
+from taskatlas.merge import Evaluation
 from taskatlas.paths import read_record
 from taskatlas.paths.files import read_trace
 from taskatlas.space import Selection, TaskSpace
 from taskatlas.space.files import read_transfers
 from taskatlas.store import check_receipts
+from taskatlas.tasks.agreement import load_agreements
 from taskatlas.zoo import Zoo
 
 FILES = {"ten digits #1": "digits-0.record", "ten digits #2": "digits-1.record", "shuffled labels": "shuffled.record"}
@@ -98,6 +100,22 @@ def test_trainings_are_recorded_and_random_labels_lead_nowhere(toured):
     assert shuffled.progress.max() < 0.2
 
 
+def test_aligned_networks_merge_and_others_do_not(toured):
+    folder, result = toured
+    right = result.document["merged"]
+    assert Evaluation.load(folder / "evaluation.json").models() == tuple(right)
+    own = min(right["digits-0"], right["digits-1"])
+    assert right["their average"] < 0.6 < 0.75 < right["aligned, averaged, calibrated"]
+    assert right["aligned, averaged, calibrated"] > own - 0.05
+
+
+def test_networks_agree_on_questions_and_not_on_random_ones(toured):
+    folder, result = toured
+    assert [one.task for one in load_agreements(folder / "agreement.json")] == list(result.document["agreement"])
+    for found in result.document["agreement"].values():
+        assert found["agreement"] > found["random"] + 0.1
+
+
 def test_lines_say_where_to_look(toured):
     folder, result = toured
     text = "\n".join(result.lines)
@@ -124,7 +142,7 @@ def test_a_second_run_neither_trains_nor_extracts_and_finds_the_same(toured, mon
     assert not stop.value.code
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert "6/6" in err
+    assert "8/8" in err
     timeless = {key: value for key, value in result.document.items() if key != "seconds"}
     assert {key: value for key, value in found.items() if key != "seconds"} == json.loads(json.dumps(timeless))
     assert check_receipts(folder)[1] == []
@@ -143,7 +161,8 @@ def test_another_seed_or_a_damaged_network_trains_again(toured, tmp_path, monkey
 
 def test_the_report_has_every_section(toured):
     text = (toured[0] / "atlas.html").read_text()
-    assert all(f"<h2>{title}</h2>" in text for title in ("Task space", "Selection", "Transfer", "Paths"))
+    titles = ("Task space", "Selection", "Transfer", "Paths", "Accuracy on tasks", "Agreement")
+    assert all(f"<h2>{title}</h2>" in text for title in titles)
 
 
 def test_questions_show_every_digit_to_someone_and_never_ask_which_one_it_is():

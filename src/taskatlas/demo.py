@@ -1,4 +1,4 @@
-"""The whole tour on scikit-learn's handwritten digits: train a small zoo, map it, pick from it, trace trainings.
+"""The whole tour on scikit-learn's handwritten digits: map a zoo and pick from it, trace trainings, merge, score tasks.
 
 A dozen small networks learn a dozen questions about the same digits ("is it odd?", "does it have a loop?", "0, 1 or
 2?"). None is asked which of the ten digits it sees. The map is drawn from unlabelled digits alone; then a linear head
@@ -6,7 +6,9 @@ on the features of the picked networks has to tell all ten digits apart from a f
 picks. It is the agents experiment of Huang et al. (NeurIPS 2021, section 4.2) in small.
 
 Three more networks learn the ten digits themselves, two from different seeds and one with its labels shuffled, and are
-asked about digits they never see while they train: paths in prediction space (Ramesh et al., ICML 2023) in small.
+asked about digits they never see while they train: paths in prediction space (Ramesh et al., ICML 2023) in small. The
+first two are then merged into one network without training (Stoica et al., ICLR 2024). Last, pairs of fresh networks
+learn some of the questions, and random ones: on which do they agree (Atanov et al., NeurIPS 2022)?
 """
 
 import json
@@ -24,6 +26,9 @@ from torch import nn
 from taskatlas.engine import Engine
 from taskatlas.errors import BadInput
 from taskatlas.learn import accuracy, mlp, train
+from taskatlas.merge import Evaluation, evaluate, zip_models
+from taskatlas.merge.evaluation import write_evaluation
+from taskatlas.merge.scores import EVALUATION
 from taskatlas.paths import Recorder, Trace, trace_runs
 from taskatlas.paths.files import write_trace
 from taskatlas.paths.run_files import open_runs
@@ -32,6 +37,8 @@ from taskatlas.report import write_report
 from taskatlas.space import TaskSpace, Transfer, map_tasks, select, transfer
 from taskatlas.space.files import write_selection, write_space, write_transfers
 from taskatlas.store import Store, load_receipts, output_folder
+from taskatlas.tasks import Agreement, Task, Training, agreement_scores
+from taskatlas.tasks.files import write_agreements
 from taskatlas.zoo import Checkpoint, Zoo
 
 # What each network is asked: a class for every digit, or -1 where the digit is not shown to it.
@@ -60,6 +67,8 @@ TRAININGS: Mapping[str, tuple[str, int, bool]] = {  # file: task, seed, whether 
     "digits-1": ("ten digits", 1, False),
     "shuffled": ("shuffled labels", 0, True),
 }
+_MERGED = ("digits-0", "digits-1")
+_SCORED = ("odd", "large", "loop")  # questions with two answers about every digit
 
 
 @dataclass(frozen=True)
@@ -97,26 +106,26 @@ def run_demo(out: Path | str = "demo", *, quick: bool = False, seed: int = 0, en
     few = _few_of_each(digits[pool], _SHOTS)
     few_shot = Probe.from_arrays(images[pool][few], labels=digits[pool][few])
 
-    say(f"1/6  training {len(QUESTIONS)} small networks, each on a question of its own about handwritten digits")
+    say(f"1/8  training {len(QUESTIONS)} small networks, each on a question of its own about handwritten digits")
     epochs = 15 if quick else 60
     scores = _train_zoo(out / "zoo", images[pool], digits[pool], test, epochs=epochs, seed=seed)
     zoo = Zoo.open(out / "zoo")
     store = Store(out / ".store")
 
     begun = time.perf_counter()
-    say(f"2/6  mapping the zoo on {len(probe)} unlabelled digits")
+    say(f"2/8  mapping the zoo on {len(probe)} unlabelled digits")
     replicates = 10 if quick else 50
     space = map_tasks(zoo, probe, bootstrap=replicates, seed=seed, engine=engine, store=store)
     settings = {"kernel": space.kernel, "bootstrap": replicates}
     write_space(space, out, zoo=zoo, probe=probe, settings=settings, seed=seed, started=begun)
 
     begun = time.perf_counter()
-    say("3/6  selecting the networks that cover the rest")
+    say("3/8  selecting the networks that cover the rest")
     selection = select(space, stop_at_peak=True)
     write_selection(selection, out, space=space, started=begun)
 
     begun = time.perf_counter()
-    say(f"4/6  testing the picks on an unseen task: all ten digits, from {_SHOTS} examples of each")
+    say(f"4/8  testing the picks on an unseen task: all ten digits, from {_SHOTS} examples of each")
     sizes = [size for size in (1, 2, 3, 4, 5, 6) if size <= len(selection.names)]
     n_random = 10 if quick else 20
     transfers = [
@@ -127,16 +136,24 @@ def run_demo(out: Path | str = "demo", *, quick: bool = False, seed: int = 0, en
     write_transfers(transfers, out, zoo=zoo, probes=(few_shot, test), settings=settings, seed=seed, started=begun)
 
     begun = time.perf_counter()
-    say(f"5/6  recording {len(TRAININGS)} trainings on all ten digits, one with shuffled labels; drawing their paths")
-    _record_trainings(out / "runs", images[pool], digits[pool], test, epochs=8 if quick else 20, seed=seed)
+    say(f"5/8  recording {len(TRAININGS)} trainings on all ten digits, one with shuffled labels; drawing their paths")
+    _record_trainings(out, images[pool], digits[pool], test, epochs=8 if quick else 20, seed=seed)
     runs = open_runs([out / "runs"])
     resamples = 5 if quick else 20
     trace = trace_runs([one.run for one in runs], distance="frechet", bootstrap=resamples, seed=seed)
     write_trace(trace, out, runs=runs, settings={"bootstrap": resamples}, seed=seed, started=begun)
 
-    say("6/6  writing the report")
+    say("6/8  merging the two that learned the digits from different seeds into one network, without training")
+    merged = _merge(out, probe, test)
+
+    begun = time.perf_counter()
+    say(f"7/8  training pairs of networks apart on {len(_SCORED)} questions and on random ones: do they agree?")
+    agreements = _score_tasks(images[: _PROBE + _TRAINING], digits, out, quick, seed, engine, store, begun)
+
+    say("8/8  writing the report")
     page = write_report(out)
-    return _findings(out, page, space, selection.names, transfers, trace, scores, time.perf_counter() - started)
+    found = _Found(out, page, space, selection.names, transfers, trace, merged, agreements, scores)
+    return _told(found, time.perf_counter() - started)
 
 
 def _digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -196,14 +213,15 @@ def _train_zoo(
 
 
 def _record_trainings(
-    folder: Path, images: np.ndarray, digits: np.ndarray, test: Probe, *, epochs: int, seed: int
+    out: Path, images: np.ndarray, digits: np.ndarray, test: Probe, *, epochs: int, seed: int
 ) -> None:
-    """Trains each of ``TRAININGS`` and records it on unseen digits, unless the folder holds these runs already."""
+    """Trains each of ``TRAININGS``: ``runs`` records it on unseen digits, ``trained`` has the networks in the end."""
     settings = {"epochs": epochs, "seed": seed, "hidden": list(_HIDDEN), "trainings": dict(TRAININGS)}
-    if _is_finished(folder, "record", settings):
+    if _is_finished(out / "runs", "record", settings) and _is_finished(out / "trained", "train", settings):
         return
     inputs = torch.from_numpy(images)
-    with output_folder(folder, "record", inputs={"probe": test.digest}, settings=settings, seed=seed) as staging:
+    networks = {}
+    with output_folder(out / "runs", "record", inputs={"probe": test.digest}, settings=settings, seed=seed) as staging:
         for file, (task, own, shuffled) in TRAININGS.items():
             random = np.random.default_rng((seed, own))
             targets = torch.from_numpy(random.permutation(digits) if shuffled else digits)
@@ -220,6 +238,47 @@ def _record_trainings(
                     optimiser.step()
                     step += 1
             recorder.record(net, step)
+            networks[file] = Checkpoint(file, builder=network, arguments={"classes": 10}, task=task, module=net.eval())
+    with output_folder(out / "trained", "train", inputs={}, settings=settings, seed=seed) as staging:
+        Zoo.open(networks).save(staging)
+
+
+def _merge(out: Path, probe: Probe, test: Probe) -> Evaluation:
+    """Scores two trained networks, their average, and both aligned and merged; all on digits that none has seen."""
+    trained = Zoo.open(out / "trained")
+    both = [trained[name] for name in _MERGED]
+    settings = {"merged": [one.digest for one in both], "probe": probe.digest}
+    if _is_finished(out, "evaluate", settings):
+        return Evaluation.load(out / EVALUATION)
+    started = time.perf_counter()
+    models: dict[str, Any] = {one.name: one for one in both}
+    models["their average"] = zip_models(both, probe, method="identity", calibration=None).network
+    models["aligned, averaged"] = zip_models(both, probe, method="permute", calibration=None).network
+    models["aligned, averaged, calibrated"] = zip_models(both, probe, method="permute").network
+    found = evaluate(models, {"ten digits": test}, store=Store(out / ".store"))
+    write_evaluation(found, out, models=models, data={"ten digits": test}, settings=settings, started=started)
+    return found
+
+
+def _score_tasks(
+    images: np.ndarray,
+    digits: np.ndarray,
+    out: Path,
+    quick: bool,
+    seed: int,
+    engine: Engine,
+    store: Store,
+    started: float,
+) -> list[Agreement]:
+    """Agreement scores of some questions, beside random ones and those of untrained networks."""
+    data = Probe.from_arrays(images)
+    tasks = [Task.of_probe(name, data, np.array(QUESTIONS[name])[digits[: len(images)]]) for name in _SCORED]
+    training, repeats = Training(epochs=15 if quick else 60, learning_rate=2e-3), 2 if quick else 3
+    found = agreement_scores(
+        tasks, "mlp", data, training=training, seeds=repeats, nulls=1, seed=seed, engine=engine, store=store
+    )
+    write_agreements(found, out, data=data, settings=found[0].settings, seed=seed, started=started)
+    return found
 
 
 def _is_finished(folder: Path, maker: str, settings: Mapping[str, Any]) -> bool:
@@ -243,16 +302,21 @@ def _teller() -> Callable[[str], None]:
     return Console(stderr=True, highlight=False, soft_wrap=True).print
 
 
-def _findings(
-    out: Path,
-    page: Path,
-    space: TaskSpace,
-    picked: tuple[str, ...],
-    transfers: list[Transfer],
-    trace: Trace,
-    scores: Mapping[str, float],
-    seconds: float,
-) -> DemoResult:
+@dataclass(frozen=True)
+class _Found:
+    out: Path
+    page: Path
+    space: TaskSpace
+    picked: tuple[str, ...]
+    transfers: list[Transfer]
+    trace: Trace
+    merged: Evaluation
+    agreements: list[Agreement]
+    scores: Mapping[str, float]
+
+
+def _told(found: _Found, seconds: float) -> DemoResult:
+    space, transfers, scores, out = found.space, found.transfers, found.scores, found.out
     off = space.covariance - np.eye(len(space))
     i, j = np.unravel_index(int(off.argmax()), off.shape)
     closest = (space.names[int(i)], space.names[int(j)])
@@ -262,7 +326,7 @@ def _findings(
         f"Done in {seconds:.0f} s. What it found:",
         f"  - The networks answer their own questions right for {worst:.0%} to {best:.0%} of unseen digits.",
         f"  - The closest tasks are {closest[0]} and {closest[1]} (covariance {off[i, j]:.2f}).",
-        f"  - {len(picked)} of {len(space)} networks cover the rest, in this order: {', '.join(picked)}.",
+        f"  - {len(found.picked)} of {len(space)} networks cover the rest, in this order: {', '.join(found.picked)}.",
         "  - Telling all ten digits apart from five examples of each, with a linear head on k networks' features:",
     ]
     for one in transfers:
@@ -272,21 +336,28 @@ def _findings(
             f"(5 % to 95 %: {low:.3f} to {high:.3f})"
         )
     lines.append("  - Trainings on all ten digits, asked about digits that they did not see:")
-    for run in trace.runs:
+    for run in found.trace.runs:
         assert run.progress is not None
         assert run.accuracy is not None
         lines.append(
             f"      {run.name}: a path of length {run.length:.1f}, {run.progress[-1]:.0%} of the way to the truth, "
             f"{run.accuracy[-1]:.0%} right"
         )
-    lines += ["", f"Open {page} in a browser; the pictures are in {out}/*.png and the networks in {out}/zoo."]
+    right = {name: found.merged.accuracy(name, "ten digits").value for name in found.merged.models()}
+    lines.append("  - Two of them merged into one network of the same size, without training; of unseen digits right:")
+    lines += [f"      {name}: {value:.0%}" for name, value in right.items()]
+    lines.append("  - Pairs of networks trained apart on one question say the same about unseen digits:")
+    for score in found.agreements:
+        nulls = ", ".join(f"{name} {null.agreement:.2f}" for name, null in score.nulls.items())
+        lines.append(f"      {score.task}: {score.agreement:.2f} (questions that mean nothing: {nulls})")
+    lines += ["", f"Open {found.page} in a browser; the pictures are in {out}/*.png and the networks in {out}/zoo."]
     document = {
         "out": str(out),
-        "report": str(page),
+        "report": str(found.page),
         "seconds": round(seconds, 2),
         "accuracy": dict(scores),
         "closest": {"names": closest, "covariance": float(off[i, j])},
-        "selected": picked,
+        "selected": found.picked,
         "transfer": [
             {
                 "k": len(one.names),
@@ -302,8 +373,13 @@ def _findings(
                 "progress": None if run.progress is None else float(run.progress[-1]),
                 "accuracy": None if run.accuracy is None else float(run.accuracy[-1]),
             }
-            for run in trace.runs
+            for run in found.trace.runs
         },
-        "explained_stress": trace.embedding.explained_stress.tolist(),
+        "merged": right,
+        "agreement": {
+            one.task: {"agreement": one.agreement, **{name: null.agreement for name, null in one.nulls.items()}}
+            for one in found.agreements
+        },
+        "explained_stress": found.trace.embedding.explained_stress.tolist(),
     }
     return DemoResult(document, tuple(lines))
