@@ -34,12 +34,13 @@ from taskatlas.merge import Unlabelled, diagonal_fisher, layer_inputs
 from taskatlas.merge.unlabelled import call, network_inputs
 from taskatlas.store import atomic_write
 
-SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # tried on validation samples
+SCALES = (0.3, 0.5, 0.7, 1.0)  # tried on validation samples
 LEVELS = ("task", "layer")
 CONDITIONS = ("clean", "corrupted")
 COLUMNS = ("clean", "clean ratio", "corrupted", "corrupted ratio")
 OWN = ("head.*",)
 FISHER_SAMPLES = 64
+Jobs = Iterator[tuple[Path, Callable[[], object]]]
 MORE_TO_DO = 3
 
 TUNING = {"steps": 120, "rate": 7e-4, "head_rate": 1e-3, "batch": 16}  # of experts: AdamW, the rate falling to zero
@@ -68,11 +69,9 @@ class Comparison:
 
     # Files, and what makes them
 
-    def jobs(self) -> Iterator[tuple[Path, Callable[[], object]]]:
+    def jobs(self) -> Jobs:
         """Every file of results, in an order in which each finds what it needs, with what makes its content."""
-        for family in self.suite.families:
-            for task in self.suite.tasks:
-                yield self.expert_file(family, task), partial(self.fine_tune, family, task)
+        yield from self.experts_of(self.small)
         for name, state in self.merges(self.small).items():
             yield self.score_file(self.small, name), partial(self.scores, self.small, state)
         for level in LEVELS:
@@ -86,10 +85,19 @@ class Comparison:
             yield self.score_file(self.small, name), partial(self.score_fused, self.small, level, known=True)
         inferred = partial(self.score_fused, self.small, "task", known=False)
         yield self.score_file(self.small, "data-adaptive task, heads inferred"), inferred
+
+    def transfers(self) -> Jobs:
+        """The same of the large family, to which the hypernetworks go when ``jobs`` are done."""
+        yield from self.experts_of(self.large)
         for name, state in self.merges(self.large, only=("individual", "base", "average", "task arithmetic")).items():
             yield self.score_file(self.large, name), partial(self.scores, self.large, state)
         for level in LEVELS:
             yield self.score_file(self.large, f"transferred {level}"), partial(self.score_fused, self.large, level)
+
+    def experts_of(self, family: str) -> Jobs:
+        """The experts of a family."""
+        for task in self.suite.tasks:
+            yield self.expert_file(family, task), partial(self.fine_tune, family, task)
 
     def expert_file(self, family: str, task: str) -> Path:
         return self.work / family / "experts" / f"{task}.safetensors"
@@ -285,15 +293,16 @@ def write(file: Path, content: object) -> None:
 def run(comparisons: list[Comparison], minutes: float) -> bool:
     """Makes what is missing; False where time ran out first."""
     started = time.monotonic()
-    for comparison in comparisons:
-        for file, make in comparison.jobs():
-            if file.exists():
-                continue
-            if time.monotonic() - started > 60 * minutes:
-                return False
-            begun = time.monotonic()
-            write(file, make())
-            print(f"{file.relative_to(comparison.work.parent)}: {time.monotonic() - begun:.0f} s", flush=True)
+    for jobs in (Comparison.jobs, Comparison.transfers):
+        for comparison in comparisons:
+            for file, make in jobs(comparison):
+                if file.exists():
+                    continue
+                if time.monotonic() - started > 60 * minutes:
+                    return False
+                begun = time.monotonic()
+                write(file, make())
+                print(f"{file.relative_to(comparison.work.parent)}: {time.monotonic() - begun:.0f} s", flush=True)
     return True
 
 

@@ -30,8 +30,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPVisio
 
 import taskatlas as ta
 from taskatlas.errors import BadInput
-from taskatlas.merge.data_adaptive import DataAdaptive
-from taskatlas.merge.unlabelled import Unlabelled
+from taskatlas.merge import Unlabelled
 from taskatlas.store import atomic_write
 
 MODEL = "openai/clip-vit-base-patch32"
@@ -138,7 +137,7 @@ def read_task(text: str) -> tuple[str, Task]:
     return name, Task(expert, data)
 
 
-def scores(fused: DataAdaptive, family: Family, data: Mapping[str, Mapping[str, ta.Probe]], batch: int) -> dict:
+def scores(fused: ta.DataAdaptive, family: Family, data: Mapping[str, Mapping[str, ta.Probe]], batch: int) -> dict:
     """Accuracy of every task, its head known; and with the surest head."""
     found = {}
     for task, parts in data.items():
@@ -168,7 +167,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     family = Family(chosen.model, tasks, class_names)
     split = "test" if chosen.transductive else "train"
-    fused = DataAdaptive(
+    fused = ta.DataAdaptive(
         family.base,
         family.experts,
         chosen.extractor,

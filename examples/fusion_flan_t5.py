@@ -30,8 +30,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import taskatlas as ta
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.merge.data_adaptive import DataAdaptive
-from taskatlas.merge.unlabelled import Unlabelled
+from taskatlas.merge import Unlabelled
 from taskatlas.store import atomic_write
 
 MODEL = "google/flan-t5-base"
@@ -127,7 +126,7 @@ def as_number(text: str) -> float:
         return 0.0
 
 
-def answers_of(fused: DataAdaptive, samples: Unlabelled, tokenizer: Any) -> list[str]:
+def answers_of(fused: ta.DataAdaptive, samples: Unlabelled, tokenizer: Any) -> list[str]:
     """What the model says to every prompt, each with its own coefficients."""
     coefficients, said = fused.coefficients(samples), []
     for rows, batch in track(samples.with_rows(), "answering", total=len(samples)):
@@ -170,7 +169,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
         return Unlabelled(data[task][split][0], prepare=prepare, batch_size=chosen.batch, shuffle=shuffle)
 
-    fused = DataAdaptive(
+    fused = ta.DataAdaptive(
         base,
         {task: folder_of(adapter) for task, adapter in adapters.items()},
         chosen.extractor,

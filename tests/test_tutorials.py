@@ -30,3 +30,9 @@ def test_tutorial_runs(path, capsys):
         assert found["trace"].tree.distances[0, 1] < 0.5 * found["trace"].tree.distances[0, 2]
         assert f"length {first.length:.2f}, tortuosity {first.tortuosity:.2f}" in printed
         shutil.rmtree(found["folder"])
+    if path.stem == "discover_tasks":
+        assert found["damage"].found.accuracy < 0.7 < 0.85 < found["damage"].controls["random split"].accuracy
+        assert all(score.agreement > score.nulls["random"].agreement for score in found["lifts"])
+        assert found["falls"][0].accuracy < found["falls"][1].accuracy
+        assert f"untrained {found['falls'][0].accuracy:.3f}" in printed
+        shutil.rmtree(found["folder"])

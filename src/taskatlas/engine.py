@@ -132,6 +132,37 @@ def track_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]
 
 
 @contextmanager
+def track_steps(description: str, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
+    """Yields a function that is called after each step with how the work stands, shown beside a progress bar.
+
+    Args:
+        description: what is being done.
+        total: steps there are.
+        done: steps that an earlier run did.
+
+    Example:
+        >>> with track_steps("searching", 2) as step:
+        ...     step("agreement 0.93")
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total, completed=done, note="")
+        yield lambda note: progress.update(task, advance=1, note=note)
+
+
+@contextmanager
 def single_threaded_products() -> Iterator[int]:
     """While it lasts, numpy's matrix products use one thread each; yields how many threads they used before.
 

@@ -16,10 +16,10 @@ from taskatlas.merge.adamerging import adamerge
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.data_recipe import DataRecipe
 from taskatlas.merge.evaluation import evaluate
-from taskatlas.merge.execute import merge_recipe
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.fisher_information import diagonal_fisher, fisher_merge
 from taskatlas.merge.low_rank import LowRankVectors
+from taskatlas.merge.recipes import merge_recipe
 from taskatlas.merge.regression_mean import layer_inputs, regmean
 from taskatlas.merge.unlabelled import Unlabelled
 from taskatlas.probe import Probe
@@ -87,7 +87,7 @@ def same(one, other):
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
 
 
-def test_adamerging_is_a_folder_for_each_task_that_evaluate_takes_as_one_model(folder, capsys):
+def test_adamerging_is_a_folder_for_each_task_that_evaluate_takes_as_one_model(folder):
     merge_recipe(recipe(folder, "adamerging"), folder / "out", seed=3)
     base, experts, data = opened(folder)
     streams = {task: Unlabelled(probe, batch_size=16) for task, probe in data.items()}
@@ -96,13 +96,9 @@ def test_adamerging_is_a_folder_for_each_task_that_evaluate_takes_as_one_model(f
         found = load_file(folder / "out" / task / "model.safetensors")
         same(found, {**expected.state, **expected.own[task]})
         assert len(found["2.bias"]) == classes
-    on = [f"{task}={folder / f'{task}.npz'}" for task in CLASSES]
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", str(folder / "out"), "--on", *on, "--format", "json"])
-    assert not stop.value.code
-    (row,) = json.loads(capsys.readouterr().out)["models"]
-    assert row["model"] == "out"
-    assert set(row["tasks"]) == set(CLASSES)
+    data = {task: Probe.open(folder / f"{task}.npz") for task in CLASSES}
+    found = evaluate({"out": dict(Zoo.open(folder / "out"))}, data, individual=experts)
+    assert set(found.models()) == {"out", "individual"}
 
 
 @pytest.mark.parametrize("level", ["task", "layer"])
@@ -219,12 +215,12 @@ def _written(folder, text):
     return folder / "again.yml"
 
 
-def test_the_command_says_what_it_would_do_and_did(folder, capsys):
+def test_the_commands_merge_compare_and_check(folder, capsys):
     file = recipe(folder, "data_adaptive")
 
-    def run(*arguments):
+    def run(*arguments, command=("merge", file)):
         with pytest.raises(SystemExit) as stop:
-            main(["merge", str(file), *map(str, arguments)])
+            main([str(argument) for argument in (*command, *arguments)])
         return stop.value.code or 0, capsys.readouterr()
 
     code, said = run("--dry-run", "--format", "json")
@@ -233,6 +229,16 @@ def test_the_command_says_what_it_would_do_and_did(folder, capsys):
     code, said = run(folder / "out", "--format", "json")
     assert code == 0, said.err
     assert "fusion.safetensors" in json.loads(said.out)["files"]
+    on = [f"{task}={folder / f'{task}.npz'}" for task in CLASSES]
+    both = ("evaluate", folder / "out", folder / "out" / "per-sample.yaml")
+    code, said = run("--on", *on, "--format", "json", command=both)
+    assert code == 0, said.err
+    rows = {row["model"]: row["tasks"] for row in json.loads(said.out)["models"]}
+    assert set(rows) == {"out", "per-sample"}
+    fused = Zoo.open(folder / "out" / "per-sample.yaml")["a"].open().module.fused
+    data = Probe.open(folder / "a.npz")
+    assert rows["per-sample"]["a"]["accuracy"] == pytest.approx(fused.score(data, task="a"))
+    assert run(command=("check", folder / "out"))[0] == 0
     code, said = run("--dry-run")
     assert "data_adaptive" in said.out
     assert "40" in said.out

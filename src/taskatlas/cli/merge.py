@@ -7,6 +7,8 @@ from typing import Any
 
 from cyclopts import App
 
+from taskatlas.cli.merge_networks import merge_networks
+from taskatlas.cli.merge_with_data import merge_with_data
 from taskatlas.cli.options import DEFAULTS, Common, emit, table
 from taskatlas.errors import BadInput
 
@@ -51,21 +53,19 @@ def merge(
         shard_size: The most that a file of the result may hold.
         dry_run: Say what would be read, merged and written, and stop.
     """
-    from taskatlas.cli.merge_networks import is_for_networks, merge_networks
     from taskatlas.merge import carry_out, make_plan
-    from taskatlas.merge.execute import data_recipe
+    from taskatlas.merge.recipe import kind_of
     from taskatlas.merge.shards import parse_size
 
-    if is_for_networks(recipe):
-        merge_networks(recipe, folder or common.out, zoo=zoo, dry_run=dry_run, common=common)
-        return
-    out = folder or common.out
+    out, started = folder or common.out, time.perf_counter()
     if out is None and not dry_run:
         raise BadInput("there is no place for the merged model. Name one: taskatlas merge RECIPE FOLDER.")
-    started = time.perf_counter()
-    with_data = data_recipe(recipe, zoo)
-    if with_data is not None:
-        _merge_with_data(with_data, None if dry_run else out, common, started)
+    kind = kind_of(recipe)
+    if kind == "data":
+        merge_with_data(recipe, None if dry_run else out, zoo=zoo, common=common)
+        return
+    if kind == "networks":
+        merge_networks(recipe, None if dry_run else out, zoo=zoo, common=common)
         return
     plan = make_plan(recipe, zoo=zoo, seed=common.seed, shard_size=parse_size(shard_size))
     if dry_run or out is None:
@@ -86,37 +86,6 @@ def merge(
     done = (
         f"wrote {out}: {result.tensors} tensors, {_megabytes(result.bytes_written)} in {result.seconds:.1f} s{kept}; "
         f"{_megabytes(result.bytes_read)} read, {_megabytes(result.peak_bytes)} of memory"
-    )
-    emit(common, document, [done])
-
-
-def _merge_with_data(recipe: Any, out: Path | None, common: Common, started: float) -> None:
-    from taskatlas.merge.merge_with_data import merge_with_data
-    from taskatlas.probe.forward import chosen_device
-
-    if out is None:
-        data = recipe.data()
-        rows = [[entry.name, entry.model, entry.data, len(data[entry.name])] for entry in recipe.models]
-        settings = ", ".join(f"{key} {_short(value)}" for key, value in recipe.settings.items())
-        document = {"method": recipe.merge_method, "settings": recipe.settings, "tasks": list(recipe.tasks)}
-        emit(
-            common, document, [table(f"{recipe.merge_method} ({settings})", ["task", "model", "data", "samples"], rows)]
-        )
-        return
-    result = merge_with_data(recipe, out, seed=common.seed, device=chosen_device(common.device), started=started)
-    document = {
-        "out": result.out,
-        "tensors": result.tensors,
-        "bytes_read": result.bytes_read,
-        "bytes_written": result.bytes_written,
-        "peak_bytes": result.peak_bytes,
-        "seconds": result.seconds,
-        "files": sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()),
-        "kept": result.kept,
-    }
-    done = (
-        f"wrote {out}: {recipe.merge_method} of {', '.join(recipe.tasks)}, {_megabytes(result.bytes_written)} in "
-        f"{result.seconds:.1f} s; {_megabytes(result.peak_bytes)} of memory"
     )
     emit(common, document, [done])
 

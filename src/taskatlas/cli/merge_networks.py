@@ -4,31 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from taskatlas.cli.options import Common, emit, table, warn
-from taskatlas.errors import BadInput
 
 
-def is_for_networks(recipe: Path) -> bool:
-    """Whether a file is such a recipe."""
-    from taskatlas.merge.network_recipe import is_network_recipe
-    from taskatlas.zoo.yaml_file import read_yaml
-
-    return is_network_recipe(read_yaml(recipe))
-
-
-def merge_networks(recipe: Path, out: Path | None, *, zoo: str | None, dry_run: bool, common: Common) -> None:
-    """Does what the recipe says, or says what it would do."""
+def merge_networks(recipe: Path, out: Path | None, *, zoo: str | None, common: Common) -> None:
+    """Does what the recipe says; without a place for the result, says what it would do."""
     from taskatlas.merge import merge_networks as carry_out
     from taskatlas.merge.network_recipe import NamedNetworks, NetworkRecipe
     from taskatlas.probe.forward import chosen_device
     from taskatlas.zoo import Zoo
 
-    if out is None and not dry_run:
-        raise BadInput("there is no place for the merged network. Name one: taskatlas merge RECIPE FOLDER.")
-    if dry_run or out is None:
+    if out is None:
         found = NetworkRecipe.load(recipe)
         named = NamedNetworks.of(found, zoo=None if zoo is None else Zoo.open(zoo), beside=recipe.parent)
         names = [one.name for one in named.checkpoints]
-        planned: dict[str, Any] = {"out": out, "models": names, "samples": len(named.probe), "stop_at": found.stop_at}
+        planned: dict[str, Any] = {"models": names, "samples": len(named.probe), "stop_at": found.stop_at}
         until = "to the end" if found.stop_at is None else f"up to {found.stop_at}"
         said = f"would merge {', '.join(names)} {until} by {found.merge_method}, on {len(named.probe)} samples"
         emit(common, planned, [said])

@@ -19,6 +19,7 @@ app = App(
     taskatlas train imagenet/train --model timm:resnet50 --workers 8 --out run
     taskatlas train a.parquet --model nets.py:build --probe b.parquet --out run
     taskatlas train photos/ --model small_cnn --classes tasks.json:pets
+    taskatlas train imagenet/train --model timm:resnet50 --split splits/splits/01.npz --out broken
 """,
 )
 
@@ -32,6 +33,7 @@ def train(
     wordnet: Path | None = None,
     node: str | None = None,
     random_labels: Annotated[float, Parameter(negative=())] = 0.0,
+    split: Path | None = None,
     probe: str | None = None,
     snapshots: str = "1.3",
     imprint: float | None = None,
@@ -63,6 +65,8 @@ def train(
         wordnet: Learn the classes below --node of this hierarchy: a file with "parent child" a line.
         node: Where in the hierarchy.
         random_labels: Share of the samples whose label is drawn at random.
+        split: Learn the train part of a split (.npz of `taskatlas split`, or a .csv of id,part) and its target, and say
+            how many samples of its test and reserved parts are right; its controls are splits too.
         probe: What predictions are recorded on; labels and classes as in the data.
         snapshots: Each snapshot so many times as late as the last, or every:N for one every N steps.
         imprint: Record by the distance of features to the mean of each of the probe's own classes, with this
@@ -91,6 +95,8 @@ def train(
     out = common.out or Path("run")
     called = name or out.resolve().name
     whole = Probe.open(data)
+    parts = {} if split is None else _parts(split, whole, classes, wordnet)
+    whole = parts.get("train", whole)
     chosen = _chosen_classes(whole, classes, wordnet, node)
     learned = whole if chosen is None else _subset(whole, chosen)
     if random_labels:
@@ -119,7 +125,7 @@ def train(
         if chosen is not None and imprint is None and asked.labels is not None:
             asked = _subset(asked, chosen)
         recorder = _recorder(asked, out / RECORD, called, network.prepare, snapshots, imprint, batch_size)
-    files = [Path(path) for path in (data, probe, wordnet, (classes or "").rpartition(":")[0], classes) if path]
+    files = [Path(path) for path in (data, probe, split, wordnet, (classes or "").rpartition(":")[0], classes) if path]
     rows = train_to_folder(
         out,
         network,
@@ -128,12 +134,15 @@ def train(
         hook=None if recorder is None else _watching(recorder, len(stream)),
         written=[] if recorder is None else [RECORD],
         inputs={} if recorder is None else {"probe": recorder.probe.digest},
-        settings={"name": called, "random_labels": random_labels, "snapshots": snapshots, "imprint": imprint},
+        settings={"name": called, "random_labels": random_labels, "snapshots": snapshots, "imprint": imprint}
+        | ({} if split is None else {"split": split.name}),
         sources=files,
         workers=workers,
         device=common.device,
     )
     last, names = rows[-1], class_names(learned)
+    asked_parts = {name: part for name, part in parts.items() if name != "train"}
+    fallen = _right(out, called, asked_parts, common.device, batch_size) if asked_parts else None
     document = {
         "out": out,
         "weights": out / WEIGHTS,
@@ -144,6 +153,7 @@ def train(
         "steps": last.step,
         "loss": last.loss,
         "accuracy": last.accuracy,
+        "split": fallen,
     }
     shown = [rows[position] for position in sorted({round(i * (len(rows) - 1) / 9) for i in range(10)})]
     columns = ["epoch", "step", "learning rate", "loss (nats)", "accuracy"]
@@ -151,7 +161,35 @@ def train(
     wrote = [f"wrote {out}: weights.safetensors, log.csv, zoo.yaml, receipt.json"]
     if recorder is not None:
         wrote.append(f"recorded {len(recorder.steps)} snapshots of {len(recorder.probe):,} samples: {out / RECORD}")
-    emit(common, document, [table(title, columns, [list(row) for row in shown]), *wrote])
+    told = [f"right in the {name} part: {share:.3f}" for name, share in (fallen or {}).items()]
+    emit(common, document, [table(title, columns, [list(row) for row in shown]), *told, *wrote])
+
+
+def _parts(split: Path, data: Any, classes: str | None, wordnet: Path | None) -> dict[str, Any]:
+    """The parts of a split, each with the split's target as its labels."""
+    from taskatlas.errors import BadInput
+    from taskatlas.tasks import Split
+
+    if classes is not None or wordnet is not None:
+        raise BadInput("a split says itself what is learned; leave out either --split or the choice of classes.")
+    parts = Split.load(split).probes(data)
+    if parts["train"].labels is None or not parts["train"].labels.any():
+        raise BadInput(f"the target of {split} has one class; there is nothing to learn.")
+    return parts
+
+
+def _right(out: Path, name: str, parts: dict[str, Any], device: str, batch_size: int) -> dict[str, float]:
+    """The share of each part's samples that the trained network, as it lies in the folder, gets right."""
+    from taskatlas.paths import predict
+    from taskatlas.probe.forward import chosen_device
+    from taskatlas.zoo import Zoo
+
+    opened = Zoo.open(out)[name].open(chosen_device(device))
+    found = {}
+    for part, probe in parts.items():
+        said = predict(opened.module, probe, prepare=opened.prepare, batch_size=batch_size, who=name)
+        found[part] = float((said.log_probs.argmax(1) == probe.labels).mean())
+    return found
 
 
 def _chosen_classes(data: Any, classes: str | None, wordnet: Path | None, node: str | None) -> list[int | str] | None:

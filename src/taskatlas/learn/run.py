@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import save_model
 from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.learn.pictures import Preparation
+from taskatlas.learn.randomness import drawing_from
 from taskatlas.learn.stream import Stream
 from taskatlas.learn.streamed import Epoch, Hook, train_streamed
 from taskatlas.probe.probe import Probe
@@ -28,7 +28,12 @@ from taskatlas.zoo.vision import build_vision, is_vision_builder
 
 WEIGHTS, LOG, STATE = "weights.safetensors", "log.csv", "training.state"
 _MADE_BY = "train"
-_BUILT_IN = {"small_cnn": "taskatlas.learn:small_cnn"}
+_BUILT_IN = {
+    "mlp": "taskatlas.learn:flat_mlp",
+    "small_cnn": "taskatlas.learn:small_cnn",
+    "resnet18": "taskatlas.learn:resnet18",
+    "vit": "taskatlas.learn:vit",
+}
 _CLASSES, _CHANNELS = ("classes", "num_classes"), ("channels", "in_chans")  # what builders call their sizes
 
 
@@ -41,21 +46,35 @@ class Network:
         prepare: how samples become its input.
         builder: its name, and
         arguments: what it was built with.
+        function: the builder itself, where a function was given and no name.
     """
 
     module: nn.Module
     prepare: Callable[[list[Any]], Any] | None
     builder: str
     arguments: Mapping[str, Any]
+    function: Callable[..., Any] | None = None
 
     @property
     def digest(self) -> str:
-        """Digest of the builder and its arguments."""
-        code = digest(self.builder) if is_vision_builder(self.builder) else builder_digest(self.builder)
+        """Digest of the builder and its arguments.
+
+        Raises:
+            BadInput: the source of the builder is not kept anywhere.
+        """
+        code = (
+            digest(self.builder) if is_vision_builder(self.builder) else builder_digest(self.function or self.builder)
+        )
         return digest("network", code, self.arguments, self._preparation)
 
     def checkpoint(self, name: str, weights: Path) -> Checkpoint:
-        """The network with the weights that a training gave it, for a zoo."""
+        """The network with the weights that a training gave it, for a zoo.
+
+        Raises:
+            BadInput: it was built by a function that another process could not find.
+        """
+        if self.function is not None:
+            builder_name(self.function)
         arguments = {"builder": self.builder, "arguments": dict(self.arguments), "preparation": self._preparation}
         return Checkpoint(name, weights=weights, builder="taskatlas.learn:trained", arguments=arguments)
 
@@ -72,9 +91,9 @@ def new_network(
 
     Args:
         builder: ``timm:NAME``, ``torchvision:NAME``, ``file.py:function``, ``module.path:function``, a function, or
-            ``small_cnn``. A function is handed the number of ``classes`` (or ``num_classes``), of ``channels`` (or
-            ``in_chans``) and the ``shape`` of a sample where it has parameters of these names; what it returns beside
-            the module prepares its samples.
+            one of mlp, small_cnn, resnet18 and vit, which have no batch statistics. A function is handed the number of
+            ``classes`` (or ``num_classes``), of ``channels`` (or ``in_chans``) and the ``shape`` of a sample where it
+            has parameters of these names; what it returns beside the module prepares its samples.
         probe: images or arrays.
         classes: how many outputs.
         size: to what side images are brought; None: they are alike, and stay as they are.
@@ -89,18 +108,18 @@ def new_network(
         >>> new_network("small_cnn", probe, 5).arguments
         {'classes': 5, 'channels': 3}
     """
-    name = _absolute(builder_name(_BUILT_IN.get(builder, builder) if isinstance(builder, str) else builder))
+    function = None if isinstance(builder, str) else builder
+    name = _absolute(_BUILT_IN.get(builder, builder)) if isinstance(builder, str) else _name_of(builder)
     preparation, shape = None, np.shape(probe.inputs[0])
     if probe.kind == "image":
         preparation = Preparation(size, channels=int(shape[2]))
         shape = (shape[2], *((size, size) if size is not None else shape[:2]))
-    arguments = _arguments(name, classes, shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    arguments = _arguments(name, function, classes, shape)
+    with drawing_from(seed):
         if is_vision_builder(name):
             return Network(build_vision(name, arguments, published=False)[0], preparation, name, arguments)
-        module, prepare = build(name, arguments, None)
-    return Network(module, prepare or preparation, name, arguments)
+        module, prepare = build(function or name, arguments, None)
+    return Network(module, prepare or preparation, name, arguments, function)
 
 
 def trained(
@@ -228,11 +247,19 @@ def _staged(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _arguments(name: str, classes: int, shape: tuple[int, ...]) -> dict[str, Any]:
+def _name_of(function: Callable[..., Any]) -> str:
+    """The name under which another process finds a function; else, for what stays in this one, its own."""
+    try:
+        return _absolute(builder_name(function))
+    except BadInput:
+        return getattr(function, "__qualname__", repr(function))
+
+
+def _arguments(name: str, function: Callable[..., Any] | None, classes: int, shape: tuple[int, ...]) -> dict[str, Any]:
     if is_vision_builder(name):
         colour = {} if shape[0] == 3 else {"in_chans": int(shape[0])}
         return {"num_classes": classes, **(colour if name.startswith("timm:") else {})}
-    taken = inspect.signature(resolve_builder(name)).parameters
+    taken = inspect.signature(function or resolve_builder(name)).parameters
     channels = int(shape[0]) if shape else 1
     given = dict.fromkeys(_CLASSES, classes) | dict.fromkeys(_CHANNELS, channels) | {"shape": [int(n) for n in shape]}
     return {key: value for key, value in given.items() if key in taken}

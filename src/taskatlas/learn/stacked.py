@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput, WorkFailed
+from taskatlas.learn.randomness import TURNS, state_kept
 from taskatlas.probe.quiet import quiet
 
 IGNORED = -100  # a target that counts for nothing, as in torch's cross-entropy
@@ -27,9 +28,11 @@ def train(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     seed: int = 0,
+    orders: Sequence[int] | None = None,
+    enough: float | None = None,
     description: str = "training",
 ) -> list[float]:
-    """Trains classifiers in place with AdamW and cross-entropy, all on the same batches in the same order.
+    """Trains classifiers in place with AdamW and cross-entropy, by default all on the same batches in the same order.
 
     Learners of one structure that have neither buffers (batch statistics) nor recurrent layers train stacked, in one
     pass of ``torch.func.vmap``; the others in turn. Either way a learner ends where it would have ended alone, up to
@@ -45,10 +48,13 @@ def train(
         learning_rate: of AdamW.
         weight_decay: of AdamW, decoupled from the gradient.
         seed: of the order of the samples, and of what is random within the networks.
+        orders: for each network the seed of an order of its own.
+        enough: a network whose predictions in an epoch, as it trained, were right for this share is left as it is
+            then. What the others do never depends on it.
         description: beside the progress bar.
 
     Returns:
-        Each network's mean loss in nats over the last epoch, as it was while it trained.
+        Each network's mean loss in nats over its last epoch, as it was while it trained.
 
     Raises:
         BadInput: lengths that differ, inputs that are not finite, a target that is no class, learners that share
@@ -63,6 +69,8 @@ def train(
         (True, 1.0)
     """
     _check(modules, inputs, targets, epochs, batch_size)
+    if orders is not None and len(orders) != len(modules):
+        raise BadInput(f"there are {len(orders)} orders for {len(modules)} networks; give each its own, or none.")
     groups = _alike(modules)
     losses: dict[int, float] = {}
     passes = (
@@ -78,13 +86,15 @@ def train(
                 learning_rate=learning_rate,
                 weight_decay=weight_decay,
                 seed=seed,
+                orders=None if orders is None else [orders[position] for position in group],
+                enough=math.inf if enough is None else enough,
             ),
             start=1,
         )
     )
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+        with state_kept(inputs.device):
             for group, epoch, means in track(passes, description, total=epochs * len(groups)):
                 losses |= dict(zip(group, means.tolist(), strict=True))
                 for learner in group:
@@ -112,9 +122,19 @@ def accuracy(module: nn.Module, x: Shaped[Tensor, "n *rest"], y: Int64[Tensor, "
     counted = y != IGNORED
     if not counted.any():
         raise BadInput("there is no labelled sample to measure an accuracy on.")
-    with quiet(module):
-        predicted = torch.cat([module(batch).argmax(-1) for batch in torch.split(x, _EVALUATED)])
-    return float((predicted == y)[counted].float().mean())
+    return float((outputs(module, x).argmax(-1) == y)[counted].float().mean())
+
+
+def outputs(module: nn.Module, x: Shaped[Tensor, "n *rest"]) -> Float[Tensor, "n *out"]:
+    """What a network gives for each sample in evaluation mode, some samples at a time.
+
+    Example:
+        >>> outputs(nn.Identity(), torch.eye(2))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    with TURNS, quiet(module):
+        return torch.cat([module(batch) for batch in torch.split(x, _EVALUATED)])
 
 
 def _fit(
@@ -127,62 +147,80 @@ def _fit(
     learning_rate: float,
     weight_decay: float,
     seed: int,
+    orders: Sequence[int] | None,
+    enough: float,
 ) -> Iterator[Tensor]:
     """Trains learners of one structure; yields each one's mean loss after every epoch.
 
     Args:
         targets: (learners, n).
     """
-    torch.manual_seed(seed)
-    order = torch.Generator().manual_seed(seed)
+    with TURNS:
+        torch.manual_seed(seed)
+    drawing = [torch.Generator().manual_seed(own) for own in ([seed] if orders is None else orders)]
+    counted = (targets != IGNORED).sum(1)
+    means = torch.full((len(learners),), math.nan, device=inputs.device)
+    going = torch.ones(len(learners), dtype=torch.bool, device=inputs.device)
     highest = int(targets.max())
     for learner in learners:
         learner.train()
-    parameters, forward = _stacked(learners) if len(learners) > 1 else _alone(learners[0])
+    apart = orders is not None
+    parameters, forward = _stacked(learners, apart) if len(learners) > 1 else _alone(learners[0], apart)
     optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=weight_decay)
     for _ in range(epochs):
-        sums = torch.zeros(len(learners), device=inputs.device)
-        for rows in torch.split(torch.randperm(len(inputs), generator=order).to(inputs.device), batch_size):
-            logits = forward(inputs[rows])
+        sums = torch.zeros(2, len(learners), device=inputs.device)  # loss, right predictions
+        order = torch.stack([torch.randperm(len(inputs), generator=own) for own in drawing]).to(inputs.device)
+        for rows in torch.split(order, batch_size, dim=1):
+            logits = forward(inputs[rows if apart else rows[0]])
             if logits.ndim != 3 or logits.shape[-1] <= highest:
                 raise BadInput(
                     f"a target is class {highest}, but the network gives outputs of shape {tuple(logits.shape[1:])}; "
                     "it needs one for each class."
                 )
-            wanted = targets[:, rows]
+            wanted = targets.gather(1, rows.expand(len(targets), -1))
             each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
             total = each.view(wanted.shape).sum(1)
             optimizer.zero_grad()
             # The sum over learners gives each its own gradient, since they share nothing.
             (total / (wanted != IGNORED).sum(1).clamp(min=1)).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            sums += total.detach()
-        yield sums / (targets != IGNORED).sum(1)
+            sums += torch.stack([total.detach(), (logits.argmax(-1) == wanted).sum(1).float()])
+        means = torch.where(going, sums[0] / counted, means)
+        settled = going & (sums[1] / counted >= enough)
+        going &= ~settled
+        if len(learners) > 1:
+            _unstack(parameters, learners, settled.nonzero().flatten().tolist())
+        yield means
+        if not going.any():
+            break
     optimizer.zero_grad()
     if len(learners) > 1:
-        _unstack(parameters, learners)
+        _unstack(parameters, learners, going.nonzero().flatten().tolist())
 
 
-def _alone(learner: nn.Module) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
-    """A learner's parameters, and (batch, ...) to (1, batch, classes)."""
-    return dict(learner.named_parameters()), lambda x: learner(x)[None]
+def _alone(learner: nn.Module, apart: bool) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
+    """A learner's parameters, and (batch, ...), or (1, batch, ...) where they come apart, to (1, batch, classes)."""
+    return dict(learner.named_parameters()), lambda x: learner(x[0] if apart else x)[None]
 
 
-def _stacked(learners: list[nn.Module]) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
-    """Parameters of all learners, stacked along a new first axis, and (batch, ...) to (learners, batch, classes)."""
+def _stacked(learners: list[nn.Module], apart: bool) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
+    """Parameters of all learners, stacked along a new first axis, and their function of a batch.
+
+    It takes (batch, ...) to (learners, batch, classes); or, where each has its own, (learners, batch, ...).
+    """
     parameters, _ = stack_module_state(learners)
 
     def one(own: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(learners[0], own, (x,))
 
-    run = vmap(one, in_dims=(0, None), randomness="different")
+    run = vmap(one, in_dims=(0, 0 if apart else None), randomness="different")
     return parameters, lambda x: run(parameters, x)
 
 
 @torch.no_grad()
-def _unstack(parameters: dict[str, Tensor], learners: list[nn.Module]) -> None:
-    for position, learner in enumerate(learners):
-        for name, own in learner.named_parameters():
+def _unstack(parameters: dict[str, Tensor], learners: list[nn.Module], positions: Sequence[int]) -> None:
+    for position in positions:
+        for name, own in learners[position].named_parameters():
             own.copy_(parameters[name][position])
 
 

@@ -8,7 +8,7 @@ from .corruptions import CORRUPTIONS, corrupted
 from .data_adaptive import DataAdaptive
 from .data_recipe import DATA_METHODS, DataRecipe
 from .evaluation import evaluate
-from .execute import carry_out, merge_recipe
+from .execute import carry_out
 from .extractor import Extractor
 from .fisher_information import diagonal_fisher, fisher, fisher_merge
 from .growing import add_to_zipped
@@ -23,6 +23,7 @@ from .placement import Placement
 from .plan import MergePlan
 from .planning import make_plan
 from .recipe import MergeRecipe
+from .recipes import merge_recipe
 from .regression_mean import LayerInputs, gram_matrices, layer_inputs, regmean
 from .scores import Evaluation
 from .task_vectors import TaskVectors

@@ -143,6 +143,16 @@ class DataRecipe(_Strict):
         except BadInput as error:
             raise BadInput(f"{file}: {error}") from error
 
+    def with_zoo(self, zoo: Zoo | str | Path | None) -> DataRecipe:
+        """The same with another zoo in place of the one that it names; with None, itself.
+
+        Raises:
+            BadInput: the zoo is in memory.
+        """
+        if isinstance(zoo, Zoo):
+            raise BadInput("a merge that looks at data is opened again from its folder. Name the zoo by its path.")
+        return self if zoo is None else self.model_copy(update={"zoo": str(Path(zoo).resolve())})
+
     @property
     def text(self) -> str:
         """The recipe as YAML."""
@@ -266,16 +276,6 @@ class DataRecipe(_Strict):
         for key, least in (("steps", 1), ("batch_size", 1), ("samples", 1)):
             if self.settings.get(key, least) < least:
                 yield f"parameters.{key}: {self.settings[key]} is too few; give at least {least}."
-
-
-def looks_at_data(content: object) -> bool:
-    """Whether the content of a recipe's file is a ``DataRecipe``'s.
-
-    Example:
-        >>> looks_at_data({"merge_method": "regmean"}), looks_at_data({"merge_method": "ties"})
-        (True, False)
-    """
-    return isinstance(content, Mapping) and content.get("merge_method") in DATA_METHODS
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -19,17 +19,11 @@ from torch import Tensor
 from taskatlas.engine import track, track_bytes
 from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import cut_stacks
-from taskatlas.merge.data_recipe import DataRecipe, looks_at_data
 from taskatlas.merge.folder import tokenizer_folder, write_beside
 from taskatlas.merge.merge_result import MergeResult, peak_memory
-from taskatlas.merge.merge_with_data import merge_with_data
 from taskatlas.merge.plan import MergePlan, PlannedTensor, dtype_name
-from taskatlas.merge.planning import SHARD_SIZE, make_plan
-from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import INDEX, Shard, write_index, write_shard
 from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, sampled_digest, writing
-from taskatlas.zoo import Zoo
-from taskatlas.zoo.yaml_file import read_yaml
 
 MADE_BY = "merge"
 _UNFINISHED = ".merge-"
@@ -39,81 +33,12 @@ class _UnusableOperand(BadInput):
     """A tensor that no run could merge, as long as the models are what they are."""
 
 
-def merge_recipe(
-    recipe: MergeRecipe | DataRecipe | str | Path,
-    out: str | Path,
-    *,
-    zoo: Zoo | str | Path | None = None,
-    seed: int = 0,
-    shard_size: int = SHARD_SIZE,
-    device: str = "cpu",
-) -> MergeResult:
-    """Merges models into a folder that opens with ``from_pretrained`` where the models do.
-
-    Tensors are read, merged and written one after the other, so memory holds a few of them whatever the number and the
-    size of the models. A run that was killed goes on when the same is started again, with the same bytes as the result;
-    one that had finished is left as it is. Methods that look at data hold all models in memory; see
-    ``merge_with_data``.
-
-    Args:
-        recipe: a recipe or its file, in mergekit's YAML; or one with data.
-        out: a folder; made if it is not there, and empty unless an earlier run of the same merge left it.
-        zoo: whose checkpoints the recipe may name, or where it is.
-        seed: of random methods.
-        shard_size: the most bytes of a file of the result.
-        device: where methods that look at data compute.
-
-    Raises:
-        BadInput: something is wrong with the recipe, the models or the place; the message says what.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from safetensors.torch import load_file, save_file
-        >>> place = Path(tempfile.mkdtemp())
-        >>> for name, value in (("a", 1.0), ("b", 4.0)):
-        ...     save_file({"w": torch.full((2,), value)}, place / f"{name}.safetensors")
-        >>> recipe = {"merge_method": "linear", "models": [
-        ...     {"model": str(place / "a.safetensors"), "parameters": {"weight": 2}},
-        ...     {"model": str(place / "b.safetensors"), "parameters": {"weight": 1}}]}
-        >>> result = merge_recipe(MergeRecipe.from_dict(recipe), place / "out")
-        >>> result.tensors, load_file(place / "out" / "model.safetensors")["w"]
-        (1, tensor([2., 2.]))
-    """
-    started = time.perf_counter()
-    with_data = data_recipe(recipe, zoo)
-    if with_data is not None:
-        return merge_with_data(with_data, out, seed=seed, device=device, started=started)
-    assert not isinstance(recipe, DataRecipe)  # it is one with data
-    return carry_out(make_plan(recipe, zoo=zoo, seed=seed, shard_size=shard_size), out, started=started)
-
-
-def data_recipe(recipe: MergeRecipe | DataRecipe | str | Path, zoo: Zoo | str | Path | None) -> DataRecipe | None:
-    """The recipe where its method looks at data, else None.
-
-    Args:
-        recipe: a recipe or its file.
-        zoo: as for ``merge_recipe``; in place of the one that the recipe names.
-
-    Raises:
-        BadInput: as ``DataRecipe.load``; or the zoo is in memory.
-    """
-    if isinstance(recipe, MergeRecipe):
-        return None
-    if not isinstance(recipe, DataRecipe):
-        if not looks_at_data(read_yaml(Path(recipe))):
-            return None
-        recipe = DataRecipe.load(recipe)
-    if isinstance(zoo, Zoo):
-        raise BadInput("a merge that looks at data is opened again from its folder. Name the zoo by its path.")
-    return recipe if zoo is None else recipe.model_copy(update={"zoo": str(Path(zoo).resolve())})
-
-
 def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None) -> MergeResult:
     """Does what a plan says.
 
     Args:
         plan: what to do.
-        out: the folder, as for ``merge_recipe``.
+        out: the folder; made if it is not there, and empty unless an earlier run of the same merge left it.
         started: when the work began (``time.perf_counter()``), if that was earlier.
 
     Raises:

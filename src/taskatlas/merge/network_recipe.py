@@ -12,10 +12,9 @@
     reset_statistics: true            # left out: layers are fitted by least squares
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -181,11 +180,6 @@ class NamedNetworks:
         if recipe.samples is not None and recipe.samples < len(probe):
             probe = probe.take(np.linspace(0, len(probe) - 1, recipe.samples).round().astype(int))
         return cls(tuple(found), probe)
-
-
-def is_network_recipe(content: object) -> bool:
-    """Whether plain values are such a recipe, by the method that they name."""
-    return isinstance(content, Mapping) and content.get("merge_method") in get_args(NetworkMethod)
 
 
 def _place(name: str, beside: Path | None) -> Path:

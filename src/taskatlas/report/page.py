@@ -34,6 +34,7 @@ LAYOUT = {
     "font": {"family": "system-ui, sans-serif", "size": 13},
 }
 """Of every figure."""
+_TASKS_LEAD = "Which tasks networks agree on, what these are, and the splits that break a network."
 # The page is its reader's own: no button that would upload a figure.
 _FIGURE_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 
@@ -54,7 +55,8 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     """Joins what other commands left in ``folder`` in one page; pictures can be zoomed and say their values on hover.
 
     Args:
-        folder: where ``map``, ``select``, ``transfer``, ``trace`` or ``evaluate`` wrote.
+        folder: where ``map``, ``select``, ``transfer``, ``trace``, ``evaluate``, ``agree``, ``discover`` or ``split``
+            wrote.
         out: folder for the page; None takes ``folder``.
 
     Returns:
@@ -66,6 +68,7 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     from taskatlas.report.merge import merge_sections
     from taskatlas.report.paths import paths_sections
     from taskatlas.report.space import space_sections
+    from taskatlas.report.tasks import tasks_sections
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -74,12 +77,13 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
         (_SPACE_LEAD, space_sections(folder)),
         (_PATHS_LEAD, paths_sections(folder)),
         (_MERGE_LEAD, merge_sections(folder)),
+        (_TASKS_LEAD, tasks_sections(folder)),
     ]
     sections = [section for _, found in rooms for section in found]
     if not sections:
         raise BadInput(
-            f"{folder} holds no results to report. Run `taskatlas map ZOO --probe PROBE --out {folder}` or "
-            f"`taskatlas trace RUNS --out {folder}` first."
+            f"{folder} holds no results to report. Run `taskatlas map ZOO --probe PROBE --out {folder}`, "
+            f"`taskatlas trace RUNS --out {folder}` or `taskatlas discover DATA --out {folder}` first."
         )
     lead = " ".join(sentence for sentence, found in rooms if found)
     receipts = [one for one in load_receipts(folder) if one.made_by != "report"]

@@ -1,0 +1,371 @@
+"""How far networks fall on a split: trained on its train part, asked about its test part, beside its controls."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from taskatlas.engine import Engine, run_jobs
+from taskatlas.errors import BadInput
+from taskatlas.learn import IGNORED, new_network, outputs, train
+from taskatlas.probe import Probe
+from taskatlas.probe.forward import chosen_device
+from taskatlas.store import Store, atomic_write
+from taskatlas.tasks.adversarial import Balance, Polarity, adversarial_split, controls
+from taskatlas.tasks.agreement import Training, mean_interval
+from taskatlas.tasks.jobs import identified, seed_of, stored
+from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network
+from taskatlas.tasks.similarity import similarity
+from taskatlas.tasks.split import RESERVED, TEST, TRAIN, Split
+from taskatlas.tasks.task import Task
+
+_TOGETHER = 8  # splits whose learners train stacked; fixed, so that it does not depend on the engine
+_COUNTED = 2  # batches are so many times larger: about half of a batch is not for training and does not count
+
+
+@dataclass(frozen=True)
+class Fall:
+    """Accuracy on the test part of a split, as shares from 0 to 1; nothing is clipped at chance.
+
+    Attributes:
+        accuracy: mean over repeats.
+        interval: 95 % interval of it (Student's t); (NaN, NaN) for a single repeat.
+        values: of each repeat.
+        fit: accuracy on the training part.
+        reserved: accuracy on the reserved part; None where there is none.
+        train, test: sizes of the parts.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    values: tuple[float, ...]
+    fit: float
+    reserved: float | None
+    train: int
+    test: int
+
+
+@dataclass(frozen=True, repr=False)
+class Damage:
+    """What a split does to a network, beside splits of the same size that mean nothing.
+
+    Attributes:
+        split: its name.
+        task: the task that made it.
+        polarity: in which the task was taken.
+        found: on the split itself.
+        controls: on a split by a random task, and on a random split.
+        similarity: of the task to the target.
+    """
+
+    split: str
+    task: str
+    polarity: str
+    found: Fall
+    controls: Mapping[str, Fall] = field(default_factory=dict)
+    similarity: float = math.nan
+
+    def __repr__(self) -> str:
+        beside = "".join(f", {name} {one.accuracy:.3f}" for name, one in self.controls.items())
+        return f"Damage({self.split!r}, accuracy {self.found.accuracy:.3f}{beside})"
+
+    @property
+    def fall(self) -> float:
+        """How much lower the accuracy is than on a random split; NaN without that control."""
+        control = self.controls.get("random split")
+        return math.nan if control is None else control.accuracy - self.found.accuracy
+
+
+def rank_splits(
+    target: Task,
+    tasks: Sequence[Task],
+    learner: Learner,
+    data: Probe,
+    *,
+    labels: Task | None = None,
+    polarity: Polarity | None = None,
+    balance: Balance = "none",
+    train_share: float | None = None,
+    reserve: float = 0.1,
+    controlled: int | None = None,
+    seeds: int = 3,
+    training: Training | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    engine: Engine = "local",
+    store: Store | None = None,
+) -> list[tuple[Split, Damage]]:
+    """Adversarial splits of a target by many tasks, the most damaging first, with their controls.
+
+    Args:
+        target: two classes.
+        tasks: that may be easier; those of two classes.
+        learner: the network that is to fail; see ``agreement_scores``.
+        data: the samples.
+        labels: what it learns, where that is not the target (the classes whose groups the target is).
+        polarity: of the tasks; None: the one in which the task agrees with the target more often, so that more samples
+            are for training.
+        balance: see ``adversarial_split``.
+        train_share: likewise.
+        reserve: share of all samples that no training sees, and on which all networks are compared.
+        controlled: how many splits, the most damaging, are given controls; None: all.
+        seeds: repeats of each training.
+        training: how networks are trained.
+        size: to what side images are brought.
+        seed: of everything random.
+        device: cpu, cuda or auto.
+        engine: where jobs run, one for eight splits and a repeat.
+        store: where results are kept; None takes the user's.
+
+    Raises:
+        BadInput: no task makes a split, labels that do not fit the ids, a learner with the wrong outputs.
+        WorkFailed: a loss became NaN.
+    """
+    splits: list[Split] = []
+    alike: list[float] = []
+    refused: list[str] = []
+    for task in tasks:
+        agreed = float((task.on(target.ids) == target.labels).mean())
+        side: Polarity = polarity or ("as given" if agreed >= 0.5 else "complement")
+        try:
+            splits.append(
+                adversarial_split(
+                    target,
+                    task,
+                    polarity=side,
+                    labels=labels,
+                    balance=balance,
+                    train_share=train_share,
+                    reserve=reserve,
+                    seed=seed,
+                )
+            )
+            alike.append(similarity(target, Task(task.name, task.on(target.ids), target.ids)))
+        except BadInput as error:
+            refused.append(str(error))
+    if not splits:
+        raise BadInput(f"no task makes a split of this target. {refused[0] if refused else 'Give tasks.'}")
+    measure = partial(
+        measure_splits,
+        learner=learner,
+        data=data,
+        seeds=seeds,
+        training=training,
+        size=size,
+        seed=seed,
+        device=device,
+        engine=engine,
+        store=store,
+    )
+    falls = measure(splits)
+    order = sorted(range(len(splits)), key=lambda i: (falls[i].accuracy, splits[i].name))
+    checked = order[: len(order) if controlled is None else controlled]
+    made = {i: controls(target, splits[i], seed=seed) for i in checked}
+    beside = iter(measure([one for i in checked for one in made[i].values()]) if checked else [])
+    measured = {i: {name: next(beside) for name in made[i]} for i in checked}
+    return [
+        (
+            splits[i],
+            Damage(
+                splits[i].name,
+                str(splits[i].how["task"]),
+                str(splits[i].how["polarity"]),
+                falls[i],
+                measured.get(i, {}),
+                alike[i],
+            ),
+        )
+        for i in order
+    ]
+
+
+def measure_splits(
+    splits: Sequence[Split],
+    learner: Learner,
+    data: Probe,
+    *,
+    seeds: int = 3,
+    training: Training | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    engine: Engine = "local",
+    store: Store | None = None,
+) -> list[Fall]:
+    """Trains networks on the train part of each split and asks them about its other parts.
+
+    Networks without batch statistics train stacked, up to eight splits' at a time, all with the same initialisation in
+    a repeat. The result does not depend on the order of the data or on the engine.
+
+    Args:
+        splits: of the data's samples.
+        learner: see ``agreement_scores``.
+        data: the samples; the splits say what is learned.
+        seeds: repeats.
+        training: how networks are trained.
+        size: to what side images are brought.
+        seed: of everything random.
+        device: cpu, cuda or auto.
+        engine: where jobs run.
+        store: where results are kept; None takes the user's.
+
+    Raises:
+        BadInput: a split of other samples, a target with one class, a learner with the wrong number of outputs.
+        WorkFailed: a loss became NaN.
+    """
+    training = training or Training()
+    data = as_numbers(data)
+    aligned = [_aligned(split, data) for split in splits]
+    place = chosen_device(device)
+    by_classes: dict[int, list[int]] = {}
+    for position, (_, target) in enumerate(aligned):
+        by_classes.setdefault(int(target.max()) + 1, []).append(position)
+    templates = {classes: fresh_network(learner, data, classes, size=size, seed=0) for classes in by_classes}
+    x = as_tensor(data, next(iter(templates.values())), place)
+    few, keep = data.take(np.arange(min(2, len(data)))), store if store is not None else Store.default()
+    groups = [
+        (classes, positions[start : start + _TOGETHER])
+        for classes, positions in by_classes.items()
+        for start in range(0, len(positions), _TOGETHER)
+    ]
+    jobs = []
+    for classes, positions in groups:
+        parts, targets = (np.stack([aligned[i][which] for i in positions]) for which in (0, 1))
+        for repeat in range(seeds):
+            work = {"classes": classes, "repeat": seed_of(seed, "fall", repeat), "size": size, **asdict(training)}
+            key = identified(templates[classes], data, parts, targets)
+            jobs.append((keep if key else None, key, work, learner, few, x, parts, targets, training))
+    done = run_jobs(_stored_block, jobs, engine=engine, description="training on splits")
+    found: list[list[np.ndarray]] = [[] for _ in splits]
+    for (_, positions), block in zip([group for group in groups for _ in range(seeds)], done, strict=True):
+        for position, row in zip(positions, block, strict=True):
+            found[position].append(row)
+    return [_fall(np.stack(rows), split) for rows, split in zip(found, splits, strict=True)]
+
+
+def save_damage(path: Path | str, ranked: Sequence[Damage]) -> None:
+    """Writes what splits do as JSON, which ``load_damage`` reads.
+
+    Raises:
+        BadInput: the place cannot be written.
+    """
+    document = {"splits": [damage_row(one) for one in ranked]}
+    with atomic_write(Path(path)) as file:
+        file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def damage_row(one: Damage) -> dict[str, Any]:
+    """A damage as plain values; numbers that are not known as None."""
+
+    def plain(fall: Fall) -> dict[str, Any]:
+        row = asdict(fall)
+        return row | {"interval": [None if math.isnan(end) else end for end in fall.interval]}
+
+    return {
+        "split": one.split,
+        "task": one.task,
+        "polarity": one.polarity,
+        "similarity": None if math.isnan(one.similarity) else one.similarity,
+        "fall": None if math.isnan(one.fall) else one.fall,
+        "found": plain(one.found),
+        "controls": {name: plain(fall) for name, fall in one.controls.items()},
+    }
+
+
+def load_damage(path: Path | str) -> list[Damage]:
+    """What ``save_damage`` wrote.
+
+    Raises:
+        BadInput: the file is missing or no such list.
+    """
+
+    def fall(row: Mapping[str, Any]) -> Fall:
+        low, high = (math.nan if end is None else float(end) for end in row["interval"])
+        return Fall(**{**row, "interval": (low, high), "values": tuple(row["values"])})
+
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))["splits"]
+        return [
+            Damage(
+                str(row["split"]),
+                str(row["task"]),
+                str(row["polarity"]),
+                fall(row["found"]),
+                {name: fall(one) for name, one in row["controls"].items()},
+                math.nan if row["similarity"] is None else float(row["similarity"]),
+            )
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"{path} holds no measured splits ({error}). Run `taskatlas split` again.") from error
+
+
+def _aligned(split: Split, data: Probe) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Parts and targets in the order of the data."""
+    rows = Task(split.name, split.target, split.ids).rows_of(data.ids) if np.ptp(split.target) else None
+    if rows is None:
+        raise BadInput(f"the target of split {split.name!r} has one class; there is nothing to learn.")
+    return split.parts[rows], split.target[rows]
+
+
+def _stored_block(
+    store: Store | None, key: Mapping[str, str] | None, work: Mapping[str, Any], *rest: Any
+) -> Float[np.ndarray, "splits measures"]:
+    """A job: some splits in one repeat, from the store where they are there."""
+    return stored(store, "split", key, work, partial(_block, dict(work), *rest))
+
+
+def _block(
+    work: Mapping[str, Any],
+    learner: Learner,
+    few: Probe,
+    x: Tensor,
+    parts: Int64[np.ndarray, "splits n"],
+    targets: Int64[np.ndarray, "splits n"],
+    training: Training,
+) -> Float[np.ndarray, "splits measures"]:
+    """Accuracy on the test, train and reserved part of each split."""
+    modules = [
+        new_network(learner, few, work["classes"], size=work["size"], seed=work["repeat"]).module.to(x.device)
+        for _ in parts
+    ]
+    train(
+        modules,
+        x,
+        [torch.from_numpy(np.where(own == TRAIN, wanted, IGNORED)) for own, wanted in zip(parts, targets, strict=True)],
+        epochs=training.epochs,
+        batch_size=_COUNTED * training.batch_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        seed=work["repeat"],
+        enough=training.enough,
+        description="training on splits",
+    )
+    rows = []
+    for module, own, wanted in zip(modules, parts, targets, strict=True):
+        right = outputs(module, x).argmax(-1).cpu().numpy() == wanted
+        shares = [right[own == part] for part in (TEST, TRAIN, RESERVED)]
+        rows.append([float(one.mean()) if len(one) else math.nan for one in shares])
+    return np.array(rows)
+
+
+def _fall(rows: Float[np.ndarray, "seeds measures"], split: Split) -> Fall:
+    test, fit, reserved = rows.mean(0).tolist()
+    return Fall(
+        test,
+        mean_interval(rows[:, 0]),
+        tuple(rows[:, 0].tolist()),
+        fit,
+        None if math.isnan(reserved) else reserved,
+        len(split.train),
+        len(split.test),
+    )

@@ -1,0 +1,111 @@
+"""The sequential route of discovery: one task after the other, each kept only if it is unlike those before."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskatlas.errors import BadInput, WorkFailed
+from taskatlas.probe import Probe
+from taskatlas.tasks.discovery import Discovered, Search, discover_tasks
+from taskatlas.tasks.jobs import seed_of
+from taskatlas.tasks.samples import Learner
+from taskatlas.tasks.similarity import similarity_matrix
+from taskatlas.tasks.task import LEAST, Task
+
+_TRIES = 3  # searches that may fail for each task
+
+
+def discover_in_turn(
+    data: Probe,
+    learner: Learner = "mlp",
+    *,
+    n_tasks: int = 8,
+    bound: float = 0.6,
+    search: Search | None = None,
+    seed: int = 0,
+    states: Path | None = None,
+    **settings: Any,
+) -> Discovered:
+    """Finds tasks one by one, with an encoder of its own each (Atanov et al., NeurIPS 2022, section 3.4, the pool).
+
+    A search for a single task keeps it apart from the accepted ones by mutual information; what it finds is accepted if
+    its ``similarity`` to each of them stays below the bound and no class has less than a twentieth of the samples.
+
+    Args:
+        data: as ``discover_tasks``, like all else.
+        learner: the networks that shall agree.
+        n_tasks: how many tasks are wanted; fewer come back where three searches in a row for each find no more.
+        bound: on the similarity, between a half and 1.
+        search: settings of each search; its diversity is mutual information.
+        seed: of everything random.
+        states: where searches are saved, each with its number added.
+        **settings: as ``discover_tasks``.
+
+    Raises:
+        BadInput: a bound out of its range, or as ``discover_tasks``.
+        WorkFailed: no task was found at all.
+    """
+    if not 0.5 < bound <= 1:
+        raise BadInput(f"a bound of {bound:g} on similarity cannot be kept; give a number above 0.5, up to 1.")
+    search = replace(search or Search(), diversity="information")
+    accepted: list[Task] = []
+    parts: list[Discovered] = []
+    refused = 0
+    while len(accepted) < n_tasks and refused < _TRIES:
+        number = len(accepted) * _TRIES + refused
+        try:
+            found = discover_tasks(
+                data,
+                learner,
+                n_tasks=1,
+                width=max(2, settings.get("classes", 2)),
+                search=search,
+                known=accepted,
+                seed=seed_of(seed, "turn", number),
+                split_seed=seed,
+                state=None if states is None else states.with_name(f"{states.name}-{number}"),
+                **settings,
+            )
+        except WorkFailed as error:
+            if "constant" not in str(error):
+                raise
+            refused += 1
+            continue
+        task = found[0]
+        alike = similarity_matrix([task], accepted).max() if accepted else 0.0
+        if alike > bound or task.class_rates.min() < LEAST:
+            refused += 1
+            continue
+        name = f"discovered {len(accepted)}"
+        accepted.append(Task(name, task.labels, task.ids, task.certainty, task.note))
+        parts.append(found)
+        refused = 0
+    if not parts:
+        raise WorkFailed(f"no search found a task with classes above {LEAST:.0%}. Raise the coefficient of diversity.")
+    return _joined(parts, accepted, n_tasks, bound, seed)
+
+
+def _joined(parts: list[Discovered], tasks: list[Task], wanted: int, bound: float, seed: int) -> Discovered:
+    """The tasks together; their embeddings side by side, each head asking its own."""
+    widths = [part.embedding.shape[1] for part in parts]
+    starts = np.cumsum([0, *widths])
+    heads = np.zeros((len(parts), parts[0].heads.shape[1], int(starts[-1])))
+    for position, part in enumerate(parts):
+        heads[position, :, starts[position] : starts[position + 1]] = part.heads[0]
+    steps = len(parts[0].history)
+    history = [row._replace(step=row.step + i * steps) for i, part in enumerate(parts) for row in part.history]
+    notes = [note for part in parts for note in part.notes]
+    if len(parts) < wanted:
+        notes.append(f"only {len(parts)} of {wanted} tasks were found whose similarity stays below {bound:g}")
+    settings = parts[0].settings | {"route": "sequential", "bound": bound, "n_tasks": wanted, "seed": seed}
+    return Discovered(
+        tuple(tasks),
+        np.concatenate([part.embedding for part in parts], axis=1),
+        heads,
+        parts[0].held_out,
+        tuple(history),
+        settings,
+        tuple(dict.fromkeys(notes)),
+    )
