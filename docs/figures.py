@@ -66,10 +66,17 @@ def draw_zip(table: str) -> None:
         ax.plot(
             *at([f"zip{ending}", *(f"zip {n} of 20{ending}" for n in (13, 7))]),
             "o-",
+            zorder=3,
             color=colour,
             label=f"zip, {label}",
         )
-    for way, marker in (("average", "v"), ("weight matching", "s"), ("permute", "D"), ("ensemble", "*")):
+    for way, marker in (
+        ("average", "v"),
+        ("weight matching", "s"),
+        ("permute", "D"),
+        ("average, least squares", "^"),
+        ("ensemble", "*"),
+    ):
         ax.plot(*at([way]), marker, color="black" if way == "ensemble" else "tab:gray", label=way, markersize=8)
     ax.set(
         title="Two ResNet-20 for five CIFAR-10 classes each, as one",
