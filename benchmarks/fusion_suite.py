@@ -44,7 +44,7 @@ Jobs = Iterator[tuple[Path, Callable[[], object]]]
 MORE_TO_DO = 3
 
 TUNING = {"steps": 120, "rate": 7e-4, "head_rate": 1e-3, "batch": 16}  # of experts: AdamW, the rate falling to zero
-ADAPTATION = {"steps": 100, "batch": 8, "adamerging_rate": 1e-2, "rate": 1e-3}  # of coefficients: Adam
+ADAPTATION = {"steps": 50, "batch": 8, "adamerging_rate": 2e-2, "rate": 1e-3}  # of coefficients: Adam
 QUICK = {"steps": 5}
 
 
@@ -210,6 +210,7 @@ class Comparison:
             level=level,
             own=OWN,
             standardise=True,
+            bound="clamp",
             steps=how["steps"],
             batch_size=how["batch"],
             learning_rate=how["rate"],

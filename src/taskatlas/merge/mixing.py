@@ -28,6 +28,8 @@ from taskatlas.merge.task_vectors import TaskVectors
 _FEW_POSITIONS = 2  # up to here mixing N outputs is cheaper than forming weights
 _WORKSPACE = 2**20  # elements of weights that are formed at a time, for all samples together: they stay in cache
 
+_WEIGHTS = 2**23  # elements of weights that are formed at a time for modules that run one sample after the other
+
 _CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
@@ -133,10 +135,10 @@ class Mixing:
         return {name: column for column, name in enumerate(self.vectors.places)}
 
     @contextmanager
-    def only(self, row: int) -> Iterator[None]:
-        """While it lasts, one sample passes."""
+    def only(self, rows: slice) -> Iterator[None]:
+        """While it lasts, some samples pass."""
         kept = self.coefficients
-        self.coefficients = kept[row : row + 1]
+        self.coefficients = kept[rows]
         try:
             yield
         finally:
@@ -309,13 +311,17 @@ def _one_by_one(
         return value[row : row + 1] if has_samples else value
 
     outputs = []
+    together = max(1, _WEIGHTS // max(1, sum(value.numel() for value in own.values())))
     with _forward(module, plain):
-        for row in range(batch):
-            with mixing.only(row):
-                weights = {name: _first(mixing.each(f"{prefix}{name}", value)) for name, value in own.items()}
-                its_args = tuple(of(row, value) for value in args)
-                its_kwargs = {name: of(row, value) for name, value in kwargs.items()}
-                outputs.append(functional_call(module, weights, its_args, its_kwargs))
+        for start in range(0, batch, together):
+            with mixing.only(slice(start, start + together)):
+                formed = {name: mixing.each(f"{prefix}{name}", value) for name, value in own.items()}
+            for row in range(start, min(start + together, batch)):
+                weights = {name: value[row - start] for name, value in formed.items() if value is not None}
+                with mixing.only(slice(row, row + 1)):
+                    its_args = tuple(of(row, value) for value in args)
+                    its_kwargs = {name: of(row, value) for name, value in kwargs.items()}
+                    outputs.append(functional_call(module, weights, its_args, its_kwargs))
     return _joined(outputs)
 
 
@@ -328,11 +334,6 @@ def _joined(outputs: list[Any]) -> Any:
     if first is None:
         return None
     raise CannotMix(f"a module with weights of its own gives a {type(first).__name__}")
-
-
-def _first(value: Tensor | None) -> Tensor:
-    assert value is not None  # parameters of a module are there
-    return value[0]
 
 
 @contextmanager
