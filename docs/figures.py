@@ -2,6 +2,7 @@
 
     python docs/figures.py space COVARIANCE.npy NAMES.txt
     python docs/figures.py paths RUN.npz...
+    python docs/figures.py zip TABLE.csv
 
 The covariance of 34 language models is the one that Huang et al. (NeurIPS 2021) publish in their repository,
 github.com/baidu-research/task_space (MIT licence), as a matrix and a file of names. The runs are four trainings of a
@@ -9,7 +10,9 @@ ResNet-20 on 10,000 CIFAR-10 images over 8 epochs, recorded on 1,000 test images
 learning rate, one on random labels.
 """
 
+import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -46,11 +49,44 @@ def draw_paths(*files: str) -> None:
     figure.savefig(FIGURES / "cifar10-runs.png", dpi=110)
 
 
+def draw_zip(table: str) -> None:
+    """Accuracy against cost, from the table of ``examples/zip_cifar_pair.py``."""
+    with Path(table).open(newline="") as file:
+        rows = {row["way"]: row for row in csv.DictReader(file)}
+    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+
+    def at(ways: Sequence[str]) -> tuple[list[float], list[float]]:
+        there = [rows[way] for way in ways if way in rows]
+        return [float(row["million_macs"]) for row in there], [float(row["joint"]) for row in there]
+
+    for label, ending, colour in (
+        ("least squares", ", least squares", "tab:blue"),
+        ("BatchNorm reset", "", "tab:orange"),
+    ):
+        ax.plot(
+            *at([f"zip{ending}", *(f"zip {n} of 20{ending}" for n in (13, 7))]),
+            "o-",
+            color=colour,
+            label=f"zip, {label}",
+        )
+    for way, marker in (("average", "v"), ("weight matching", "s"), ("permute", "D"), ("ensemble", "*")):
+        ax.plot(*at([way]), marker, color="black" if way == "ensemble" else "tab:gray", label=way, markersize=8)
+    ax.set(
+        title="Two ResNet-20 for five CIFAR-10 classes each, as one",
+        xlabel="million multiplications a sample",
+        ylabel="right among all ten classes, %",
+    )
+    ax.legend()
+    figure.savefig(FIGURES / "zip-cifar-pair.png", dpi=110)
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["space", covariance, names]:
             draw_space(covariance, names)
         case ["paths", *files] if files:
             draw_paths(*files)
+        case ["zip", table]:
+            draw_zip(table)
         case _:
             sys.exit(__doc__)

@@ -220,3 +220,12 @@ def test_importing_is_cheap(code):
 def test_a_heavy_import_would_be_noticed():
     loaded = fresh_python("import taskatlas, scipy, sys\nprint(*sys.modules)").split()
     assert HEAVY & set(loaded) == {"scipy"}
+
+
+@pytest.mark.parametrize("stub", sorted(SOURCE.rglob("__init__.pyi")), ids=lambda stub: stub.parent.name)
+def test_no_name_of_a_lazy_package_is_that_of_a_file(stub):
+    """Whoever imports the file first would find it in the name's place."""
+    files = {path.stem for path in stub.parent.glob("*.py")}
+    nodes = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
+    names = {name.asname or name.name for node in nodes for name in node.names}
+    assert names & files == set()

@@ -6,8 +6,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from taskatlas.merge.execute import merge_recipe
 from taskatlas.merge.recipe import MergeRecipe
+from taskatlas.merge.recipes import merge_recipe
 
 
 def tensors(seed, layers=3, width=4, words=7, dtype=torch.float32):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.merge.material import recipe, snapshot, tensors, write, write_models, write_recipe
 
 from taskatlas.cli import main
-from taskatlas.merge.execute import merge_recipe
+from taskatlas.merge.recipes import merge_recipe
 
 GOOD = {"merge_method": "linear", "models": [{"model": "a.safetensors"}, {"model": "b.safetensors"}]}
 HALVES = {"weight": 0.5}

@@ -15,8 +15,8 @@ from tests.merge.material import merged, recipe, snapshot, tensors, write, write
 from torch import nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.execute import merge_recipe
-from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.planning import make_plan
+from taskatlas.merge.recipes import merge_recipe
 from taskatlas.store import check_receipts, load_receipts
 from taskatlas.zoo import read_weights
 
@@ -174,7 +174,7 @@ def test_a_finished_merge_is_left_as_it_is(place):
 DYING = """
 import os, sys
 from pathlib import Path
-from taskatlas.merge.execute import merge_recipe
+from taskatlas.merge.recipes import merge_recipe
 from taskatlas.merge.recipe import MergeRecipe
 
 recipe, steps = MergeRecipe.load("recipe.yml"), 0
@@ -272,7 +272,7 @@ def test_unfinished_work_of_another_merge_is_not_mixed_in(place, monkeypatch):
 MEASURING = """
 import os, re, sys, threading, time
 from pathlib import Path
-from taskatlas.merge.execute import merge_recipe
+from taskatlas.merge.recipes import merge_recipe
 from taskatlas.merge.recipe import MergeRecipe
 
 def status(key):

@@ -10,7 +10,7 @@ from tests.references import merge_data as reference
 from torch import nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.fisher import _vmap_takes, diagonal_fisher, fisher, fisher_merge
+from taskatlas.merge.fisher_information import _vmap_takes, diagonal_fisher, fisher, fisher_merge
 from taskatlas.probe import Probe
 from taskatlas.zoo import Checkpoint
 

@@ -10,7 +10,7 @@ from tests.merge.material import merged, recipe
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.lora import AdaptedSource
-from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.planning import make_plan
 from taskatlas.merge.sources import open_weights
 
 transformers = pytest.importorskip("transformers")

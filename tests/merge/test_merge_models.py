@@ -12,8 +12,8 @@ from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.arguments import complete
-from taskatlas.merge.merge_models import _labelled as labelled
-from taskatlas.merge.merge_models import merge_models
+from taskatlas.merge.in_memory import _labelled as labelled
+from taskatlas.merge.in_memory import merge_models
 from taskatlas.merge.methods import METHODS
 from taskatlas.merge.state import content_names, tied_names
 from taskatlas.zoo import Checkpoint

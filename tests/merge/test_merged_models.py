@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from tests.merge.material import recipe, snapshot
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.execute import merge_recipe
-from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.planning import make_plan
 from taskatlas.merge.recipe import MergeRecipe
+from taskatlas.merge.recipes import merge_recipe
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.fisher import fisher
+from taskatlas.merge.fisher_information import fisher
 from taskatlas.merge.opening import open_as_saved, open_classifier
-from taskatlas.merge.regmean import gram_matrices
+from taskatlas.merge.regression_mean import gram_matrices
 from taskatlas.probe import Probe
 from taskatlas.zoo import Checkpoint, read_weights
 

@@ -9,7 +9,7 @@ from tests.merge.material import merged, recipe, tensors, write, write_models, w
 from torch import nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.make_plan import make_plan
+from taskatlas.merge.planning import make_plan
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import parse_size
 from taskatlas.zoo import Zoo

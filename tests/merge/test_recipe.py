@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.layers import depth_of, find_stacks, layer_of, renumbered
+from taskatlas.merge.methods import METHODS
 from taskatlas.merge.parameters import Gradient, first_value, read_setting, value_at, write_setting
-from taskatlas.merge.recipe import MergeRecipe
+from taskatlas.merge.recipe import KINDS, MergeRecipe
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 FILTERED = st.lists(
@@ -243,3 +244,15 @@ def test_depth_in_stacks_with_gaps_and_of_one_layer():
     stacks = find_stacks(["0.weight", "2.weight", "5.weight", "head.3.weight"])
     assert stacks == {"": (0, 2, 5), "head": (3,)}
     assert [depth_of(name, stacks) for name in ("0.weight", "2.weight", "5.weight", "head.3.weight")] == [0, 0.5, 1, 1]
+
+
+def test_methods_of_other_kinds_are_those_of_their_recipes():
+    from typing import get_args
+
+    from taskatlas.merge.data_recipe import DATA_METHODS, DataMethod
+    from taskatlas.merge.network_recipe import NetworkMethod
+
+    by_kind = {kind: {method for method in KINDS if KINDS[method] == kind} for kind in set(KINDS.values())}
+    assert by_kind == {"data": set(DATA_METHODS), "networks": set(get_args(NetworkMethod))}
+    assert set(get_args(DataMethod)) == set(DATA_METHODS)
+    assert not set(KINDS) & set(METHODS)

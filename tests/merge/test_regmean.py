@@ -9,7 +9,7 @@ from tests.references import merge_data as reference
 from torch import nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.regmean import LayerInputs, gram_matrices, layer_inputs, regmean
+from taskatlas.merge.regression_mean import LayerInputs, gram_matrices, layer_inputs, regmean
 from taskatlas.probe import Probe
 from taskatlas.zoo import Checkpoint
 

@@ -1,5 +1,7 @@
 """What the tests of zipping share: annotations that can be switched off, and one arithmetic thread."""
 
+from dataclasses import replace
+
 import jaxtyping
 import pytest
 import torch
@@ -20,3 +22,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+_GRAPHS = {}
+
+
+@pytest.fixture(autouse=True)
+def exported_once(request, monkeypatch):
+    """What takes most of the time here is torch.export; networks that print alike and take alike have one graph."""
+    if request.module.__name__.rpartition(".")[2].startswith("test_axis"):
+        return
+    from taskatlas.merge.network_graph import NetworkGraph, flat_inputs
+
+    export = NetworkGraph.of
+
+    def of(network, example, outputs=None):
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in flat_inputs(example))
+        key = (str(network), shapes, None if outputs is None else tuple(outputs))
+        if key not in _GRAPHS:
+            _GRAPHS[key] = export(network, example, outputs)
+        found, own = _GRAPHS[key], network.state_dict()
+        return replace(found, tensors={name: own.get(name, value) for name, value in found.tensors.items()})
+
+    monkeypatch.setattr(NetworkGraph, "of", of)

@@ -57,6 +57,7 @@ app.command("taskatlas.cli.agree:app", name="agree", help="Score tasks: do netwo
 app.command("taskatlas.cli.discover:app", name="discover", help="Find the tasks that networks generalise on.")
 app.command("taskatlas.cli.split:app", name="split", help="Make train/test splits that break a network.")
 app.command("taskatlas.cli.merge:app", name="merge", help="Merge models by a recipe, in mergekit's YAML.")
+app.command("taskatlas.cli.zip_points:app", name="zip-points", help="List up to where networks can be zipped.")
 app.command("taskatlas.cli.evaluate:app", name="evaluate", help="Score models on labelled tasks.")
 app.command("taskatlas.cli.report:app", name="report", help="Join a folder's results in one atlas.html.")
 app.command("taskatlas.cli.check:app", name="check", help="Verify that a folder's receipts still hold.")

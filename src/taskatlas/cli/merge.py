@@ -7,6 +7,8 @@ from typing import Any
 
 from cyclopts import App
 
+from taskatlas.cli.merge_networks import merge_networks
+from taskatlas.cli.merge_with_data import merge_with_data
 from taskatlas.cli.options import DEFAULTS, Common, emit, table
 from taskatlas.errors import BadInput
 
@@ -17,6 +19,8 @@ app = App(
     taskatlas merge recipe.yml merged
     taskatlas merge recipe.yml --dry-run
     taskatlas merge recipe.yml merged --zoo zoo/ --shard-size 2GB --format json
+    taskatlas merge data_adaptive.yml fused --seed 1
+    taskatlas merge zip.yml zipped
 """,
 )
 
@@ -36,6 +40,12 @@ def merge(
     The folder opens with from_pretrained where the models do, and holds the recipe, a model card and receipt.json.
     A run that was stopped goes on when the same is started again.
 
+    The methods adamerging, data_adaptive, fisher and regmean look at data: their recipes name unlabelled samples with
+    each model. Experts with heads of their own become a folder for each task, which taskatlas evaluate takes as one.
+
+    With merge_method zip, permute or weight_matching, networks that were trained apart are aligned on a probe and
+    merged; the recipe has probe, a, b, stop_at, reset_statistics and builder then.
+
     Args:
         recipe: The recipe: merge_method, models or slices, base_model, parameters, dtype.
         folder: Where the merged model goes; new or empty.
@@ -44,12 +54,19 @@ def merge(
         dry_run: Say what would be read, merged and written, and stop.
     """
     from taskatlas.merge import carry_out, make_plan
+    from taskatlas.merge.recipe import kind_of
     from taskatlas.merge.shards import parse_size
 
-    out = folder or common.out
+    out, started = folder or common.out, time.perf_counter()
     if out is None and not dry_run:
         raise BadInput("there is no place for the merged model. Name one: taskatlas merge RECIPE FOLDER.")
-    started = time.perf_counter()
+    kind = kind_of(recipe)
+    if kind == "data":
+        merge_with_data(recipe, None if dry_run else out, zoo=zoo, common=common)
+        return
+    if kind == "networks":
+        merge_networks(recipe, None if dry_run else out, zoo=zoo, common=common)
+        return
     plan = make_plan(recipe, zoo=zoo, seed=common.seed, shard_size=parse_size(shard_size))
     if dry_run or out is None:
         emit(common, {"out": out, **plan.document}, _plan_lines(plan))

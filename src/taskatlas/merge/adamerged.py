@@ -19,7 +19,7 @@ from taskatlas.store import atomic_write, digest
 from taskatlas.zoo.builders import some
 from taskatlas.zoo.weights import tensors_digest
 
-_FORMAT = "taskatlas.adamerged/1"
+_FORMAT = "taskatlas.adamerged/1"  # the one key of the metadata: of several, the order in the file would be random
 _ARRAYS = ("coefficients", "path", "entropy", "marginal_entropy", "dead")
 _COLLAPSED = 0.5  # of the marginal entropy at the start
 
@@ -130,7 +130,7 @@ class AdaMerged:
         about = {name: getattr(self, name) for name in plain} | {"experts": list(self.own)}
         copied = {name: value.detach().cpu().contiguous().clone() for name, value in (arrays | merged | own).items()}
         with atomic_write(Path(path)) as file:
-            save_file(copied, file, metadata={"format": _FORMAT, "about": json.dumps(about)})
+            save_file(copied, file, metadata={_FORMAT: json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path | str) -> "AdaMerged":
@@ -143,9 +143,9 @@ class AdaMerged:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
+                if _FORMAT not in metadata:
                     raise BadInput(f"{path} holds no learned coefficients. Give a file that AdaMerged.save wrote.")
-                about = json.loads(metadata["about"])
+                about = json.loads(metadata[_FORMAT])
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             experts = about.pop("experts")
             lists = ("names", "tensors", "tasks", "unreached", "dropped")

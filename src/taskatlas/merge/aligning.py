@@ -23,7 +23,7 @@ Likeness = Float[np.ndarray, "units _"]
 
 
 @dataclass(frozen=True, eq=False)
-class Aligned:
+class NetworkAlignment:
     """How networks were aligned.
 
     Attributes:
@@ -43,11 +43,11 @@ def align(
     *,
     a: float | int = 0.3,
     b: float | int = 0.125,
-) -> Aligned:
+) -> NetworkAlignment:
     """Matches the units of n networks, group by group.
 
     Args:
-        groups: of the networks' architecture.
+        groups: of the networks' architecture, all of them or those before a stop.
         statistics: of the networks, by ``gather``.
         method: see ``match_features``; where ``zip`` may not join, it permutes.
         a: see ``match_features``.
@@ -55,10 +55,12 @@ def align(
     """
     work = _Aligning(groups, statistics.models, method, a, b)
     for group in groups:
-        covariances = statistics.covariances.get(group.name)
+        covariances = {
+            site: found for site, found in statistics.covariances.get(group.name, {}).items() if site in group.taps
+        }
         if covariances:
             work.settle(group, [group] * statistics.models, group, covariances)
-    return Aligned(work.alignments, work.agreements)
+    return NetworkAlignment(work.alignments, work.agreements)
 
 
 def may_be_zipped(group: Group, groups: AxisGroups) -> bool:

@@ -72,15 +72,15 @@ def _reset(norm: BatchNorm, merged: Walker) -> None:
 
 
 def _rescale_norm(norm: BatchNorm, merged: Walker, parents: Sequence[Walker], mix: Mix) -> None:
-    """A norm gives every channel a mean and a deviation of its choice."""
+    """A norm, just reset, gives every channel a mean and a deviation of its choice; the sign of its weight stays."""
     if norm.weight is None or norm.bias is None:
         return
     mean, deviation = _wanted(
         [[value[0] for value in parent.values[norm.node]] for parent in parents], norm.mean, 0, 1, mix
     )
-    variance = merged.tensors[norm.variance].double()
-    alive = variance > 0
-    merged.put(norm.weight, torch.where(alive, deviation * ((variance + norm.epsilon) / variance).sqrt(), 0.0))
+    variance, weight = merged.tensors[norm.variance].double(), merged.tensors[norm.weight].double()
+    own = weight.abs() * (variance / (variance + norm.epsilon)).sqrt()
+    merged.put(norm.weight, torch.where(own > 0, weight * deviation / own, 0.0))
     merged.put(norm.bias, mean)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from taskatlas.errors import BadInput
@@ -51,8 +50,10 @@ def combine(
         merged = elected_sum(list(vectors), weights, normalize=normalize, weighted_votes=not alike)
     else:
         total = sum(weights) if normalize else 1.0
-        merged = torch.zeros(piece.shape, dtype=piece.dtype)
-        for vector, weight in zip(vectors, weights, strict=True):
+        several = zip(vectors, weights, strict=True)
+        vector, weight = next(several)
+        merged = vector.to(piece.dtype) * (weight / total)
+        for vector, weight in several:
             merged.add_(vector, alpha=weight / total)
     scale = piece.settings.get("lambda", 1.0)
     if scale != 1:
@@ -66,8 +67,8 @@ def task_vectors(piece: Operands) -> Iterator[Tensor]:
         yield from piece.tensors
     else:
         base = piece.base.to(piece.dtype)
-        for tensor in piece.tensors:
-            yield torch.sub(tensor, base)
+        for tensor in piece.tensors:  # of two types, torch would make a second copy to subtract
+            yield tensor - base if tensor.dtype == base.dtype else tensor.to(base.dtype).sub_(base)
 
 
 def magnitudes(piece: Operands) -> Iterator[np.ndarray]:

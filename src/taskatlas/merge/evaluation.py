@@ -16,7 +16,7 @@ from torch import nn
 from taskatlas.engine import Engine, run_jobs
 from taskatlas.errors import BadInput
 from taskatlas.merge.opening import open_classifier
-from taskatlas.merge.scores import INDIVIDUAL, Evaluation, Score
+from taskatlas.merge.scores import EVALUATION, INDIVIDUAL, Evaluation, Score
 from taskatlas.merge.unlabelled import logits_of
 from taskatlas.probe import Probe, quiet
 from taskatlas.probe.forward import Batch as BatchOfProbe
@@ -145,7 +145,7 @@ def write_evaluation(
     with output_folder(
         folder, "evaluate", inputs=inputs, settings=settings, sources=sorted(read), started=started
     ) as staging:
-        evaluation.save(staging / "evaluation.json")
+        evaluation.save(staging / EVALUATION)
         evaluation.save(staging / "evaluation.csv")
         ax = evaluation.plot()
         ax.figure.savefig(staging / "evaluation.png", dpi=150)

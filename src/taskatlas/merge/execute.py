@@ -7,14 +7,11 @@ follows last.
 
 from __future__ import annotations
 
-import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -23,89 +20,17 @@ from taskatlas.engine import track, track_bytes
 from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import cut_stacks
 from taskatlas.merge.folder import tokenizer_folder, write_beside
-from taskatlas.merge.make_plan import SHARD_SIZE, make_plan
+from taskatlas.merge.merge_result import MergeResult, peak_memory
 from taskatlas.merge.plan import MergePlan, PlannedTensor, dtype_name
-from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import INDEX, Shard, write_index, write_shard
 from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, sampled_digest, writing
-from taskatlas.zoo import Zoo
 
 MADE_BY = "merge"
 _UNFINISHED = ".merge-"
 
 
-@dataclass(frozen=True)
-class MergeResult:
-    """What a merge left behind.
-
-    Attributes:
-        out: the folder.
-        tensors: their number.
-        bytes_read: of weights, each as often as it was needed.
-        bytes_written: of all shards.
-        peak_bytes: of memory that the process has held at most, mapped files included.
-        seconds: from the reading of the recipe on.
-        kept: shards that an earlier run had finished.
-    """
-
-    out: Path
-    tensors: int
-    bytes_read: int
-    bytes_written: int
-    peak_bytes: int
-    seconds: float
-    kept: int = 0
-
-    def __repr__(self) -> str:
-        return (
-            f"MergeResult({str(self.out)!r}, {self.tensors} tensors, {self.bytes_written / 1e6:.1f} MB, "
-            f"{self.seconds:.1f} s)"
-        )
-
-
 class _UnusableOperand(BadInput):
     """A tensor that no run could merge, as long as the models are what they are."""
-
-
-def merge_recipe(
-    recipe: MergeRecipe | str | Path,
-    out: str | Path,
-    *,
-    zoo: Zoo | str | Path | None = None,
-    seed: int = 0,
-    shard_size: int = SHARD_SIZE,
-) -> MergeResult:
-    """Merges models into a folder that opens with ``from_pretrained`` where the models do.
-
-    Tensors are read, merged and written one after the other, so memory holds a few of them whatever the number and the
-    size of the models. A run that was killed goes on when the same is started again, with the same bytes as the result;
-    one that had finished is left as it is.
-
-    Args:
-        recipe: a recipe or its file, in mergekit's YAML.
-        out: a folder; made if it is not there, and empty unless an earlier run of the same merge left it.
-        zoo: whose checkpoints the recipe may name, or where it is.
-        seed: of random methods.
-        shard_size: the most bytes of a file of the result.
-
-    Raises:
-        BadInput: something is wrong with the recipe, the models or the place; the message says what.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from safetensors.torch import load_file, save_file
-        >>> place = Path(tempfile.mkdtemp())
-        >>> for name, value in (("a", 1.0), ("b", 4.0)):
-        ...     save_file({"w": torch.full((2,), value)}, place / f"{name}.safetensors")
-        >>> recipe = {"merge_method": "linear", "models": [
-        ...     {"model": str(place / "a.safetensors"), "parameters": {"weight": 2}},
-        ...     {"model": str(place / "b.safetensors"), "parameters": {"weight": 1}}]}
-        >>> result = merge_recipe(MergeRecipe.from_dict(recipe), place / "out")
-        >>> result.tensors, load_file(place / "out" / "model.safetensors")["w"]
-        (1, tensor([2., 2.]))
-    """
-    started = time.perf_counter()
-    return carry_out(make_plan(recipe, zoo=zoo, seed=seed, shard_size=shard_size), out, started=started)
 
 
 def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None) -> MergeResult:
@@ -113,7 +38,7 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
 
     Args:
         plan: what to do.
-        out: the folder, as for ``merge_recipe``.
+        out: the folder; made if it is not there, and empty unless an earlier run of the same merge left it.
         started: when the work began (``time.perf_counter()``), if that was earlier.
 
     Raises:
@@ -131,7 +56,7 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
         _check_place(out, unfinished)
         kept = _make(plan, out, unfinished, tokenizer, started)
     return MergeResult(
-        out, len(plan.tensors), plan.bytes_read, plan.bytes_written, _peak(), time.perf_counter() - started, kept
+        out, len(plan.tensors), plan.bytes_read, plan.bytes_written, peak_memory(), time.perf_counter() - started, kept
     )
 
 
@@ -296,18 +221,3 @@ def _check_space(out: Path, shards: Iterable[Shard]) -> None:
             f"no space left for {out}: the result takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free. "
             "Free some space or choose another place."
         )
-
-
-def _peak() -> int:
-    """Bytes of memory that this process has held at most; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii", errors="replace"))
-        if found:
-            return 1024 * int(found[1])
-    try:
-        import resource
-    except ImportError:
-        return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from taskatlas.merge.task_vectors import Level, TaskVectors
+from taskatlas.merge.low_rank import Vectors
+from taskatlas.merge.task_vectors import Level
 
 
 class FlatModel:
@@ -15,14 +16,19 @@ class FlatModel:
     Merging writes into the one vector, and every backward pass adds to the other, so however many tasks are summed, and
     however many steps, there is one merged model and one gradient.
 
+    Args:
+        vectors: base and task vectors, dense or low-rank.
+        device: where networks run, when that is not where the vectors lie.
+
     Attributes:
-        vectors: base and task vectors.
+        vectors: as given.
         theta: θ(λ), (D,).
         gradient: ∂L/∂θ, (D,), of all backward passes since the last ``merge``.
         tensors: what a network runs with, under all names (``torch.func.functional_call``).
         reached: names of the tensors that a backward pass came to.
 
     Example:
+        >>> from taskatlas.merge.task_vectors import TaskVectors
         >>> base, expert = {"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 2.0])}
         >>> model = FlatModel(TaskVectors.of(base, {"a": expert}))
         >>> model.merge(torch.tensor([0.5]))
@@ -31,10 +37,10 @@ class FlatModel:
         tensor([5.], dtype=torch.float64)
     """
 
-    def __init__(self, vectors: TaskVectors) -> None:
+    def __init__(self, vectors: Vectors, device: torch.device | None = None) -> None:
         self.vectors = vectors
-        self.theta = vectors.base.clone()
-        self.gradient = torch.zeros_like(vectors.base)
+        self.theta = vectors.base.to(device, copy=True)
+        self.gradient = torch.zeros_like(self.theta)
         self.reached: set[str] = set()
         gradients = vectors.views(self.gradient)
         self._leaves = {name: view.detach().requires_grad_() for name, view in vectors.views(self.theta).items()}
@@ -47,7 +53,10 @@ class FlatModel:
     def merge(self, coefficients: Float[Tensor, "N *T"]) -> None:
         """Makes θ that of these coefficients, and forgets the gradient."""
         with torch.no_grad():
-            self.vectors.merged(coefficients, out=self.theta)
+            if self.theta.device == self.vectors.base.device:
+                self.vectors.merged(coefficients, out=self.theta)
+            else:
+                self.theta.copy_(self.vectors.merged(coefficients))
             self.gradient.zero_()
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
@@ -56,7 +65,7 @@ class FlatModel:
 
     def gradient_of_coefficients(self, level: Level) -> Float[Tensor, "N *T"]:
         """∂L/∂λ_i = ⟨∂L/∂θ, τ_i⟩, summed over all backward passes since the last ``merge``; float64."""
-        return self.vectors.gradient(self.gradient, level)
+        return self.vectors.gradient(self.gradient.to(self.vectors.base.device), level)
 
     def _reach(self, name: str, _: Tensor) -> None:
         self.reached.add(name)

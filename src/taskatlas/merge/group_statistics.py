@@ -4,6 +4,10 @@ All networks see a batch, and what modules take and give is read at every place 
 has a covariance of its own; they are added up once each has become a correlation, so that a residual stream is matched
 by all its places alike, whatever their scale. Places that hold the same tensor count once, and what a norm takes is
 left out where it can be seen what the norm gives: the two differ by little more than scale.
+
+Where two groups can be seen in one tensor (a mixer's tokens and channels), the other group's axis is no axis of
+samples: its order is not the same in all networks. Such places count only for a group that has no others, and as means
+over that axis.
 """
 
 import hashlib
@@ -28,6 +32,7 @@ from taskatlas.merge.network_graph import seen_at
 from taskatlas.probe import quiet
 
 Seen = dict[tuple[str, Site], Tensor]
+Wanted = dict[tuple[str, Site], tuple[int, ...]]  # for each group and site the axes along which other groups move
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +68,15 @@ def gather(
         BadInput: there are no batches, or activations are NaN or infinite; the message names network and place.
     """
     outer = {group.within[0] for group in groups if group.within is not None}
+    wanted: Wanted = {}
     pooled: dict[tuple[str, Site], Covariance] = {}
     samples = 0
     for batch in track(batches, "reading features"):
         if not pooled:
             places = _telling_places(networks[0], groups, batch)
-            pooled = {
-                (group.name, site): Covariance()
-                for group in groups
-                if group.within is None
-                for site in [tap for tap in group.taps if tap.place in places] or group.taps
-            }
-        seen = [_features(network, batch, pooled, outer) for network in networks]
+            wanted = _wanted(groups, places)
+            pooled = {key: Covariance() for key in wanted}
+        seen = [_features(network, batch, wanted, outer) for network in networks]
         for (name, site), covariance in pooled.items():
             _pool(covariance, [values[name, site] for values in seen], site, names)
         samples += _length(batch)
@@ -86,7 +88,7 @@ def gather(
     return GroupStatistics(len(networks), samples, covariances)
 
 
-def _features(network: nn.Module, batch: Example, wanted: Iterable[tuple[str, Site]], outer: set[str]) -> Seen:
+def _features(network: nn.Module, batch: Example, wanted: Wanted, outer: set[str]) -> Seen:
     """What one network makes of a batch, at every site of every group."""
     mask = _token_mask(batch)
     call = Call.of(network, batch, None)
@@ -98,16 +100,14 @@ def _features(network: nn.Module, batch: Example, wanted: Iterable[tuple[str, Si
 class _Watched:
     """Reads what a network computes at some places as it comes, before a later operation can write over it."""
 
-    def __init__(
-        self, network: nn.Module, wanted: Iterable[tuple[str, Site]], outer: set[str], mask: Tensor | None
-    ) -> None:
+    def __init__(self, network: nn.Module, wanted: Wanted, outer: set[str], mask: Tensor | None) -> None:
         self.values: Seen = {}
         self._network = network
         self._outer = outer
         self._mask = mask
-        self._wanted: dict[str, list[tuple[str, Site]]] = {}
-        for name, site in wanted:
-            self._wanted.setdefault(site.place, []).append((name, site))
+        self._wanted: dict[str, list[tuple[str, Site, tuple[int, ...]]]] = {}
+        for (name, site), others in wanted.items():
+            self._wanted.setdefault(site.place, []).append((name, site, others))
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> "_Watched":
@@ -134,8 +134,25 @@ class _Watched:
 
     def _keep(self, place: str, tensor: Tensor | None) -> None:
         if tensor is not None:
-            for name, site in self._wanted[place]:
-                self.values[name, site] = _read(tensor, site, name in self._outer, self._mask)
+            for name, site, others in self._wanted[place]:
+                values = tensor.mean(others, keepdim=True) if others else tensor
+                self.values[name, site] = _read(values, site, name in self._outer, self._mask)
+
+
+def _wanted(groups: AxisGroups, places: set[str]) -> Wanted:
+    """The sites to read: at telling places, and where no other group moves, as far as there are such."""
+    axes: dict[str, set[int]] = {}
+    for group in groups:
+        for site in group.taps:
+            axes.setdefault(site.place, set()).add(site.axis)
+    found: Wanted = {}
+    for group in groups:
+        if group.within is None:
+            others = {site: tuple(sorted(axes[site.place] - {site.axis})) for site in group.taps}
+            telling = [site for site in group.taps if site.place in places] or list(group.taps)
+            alone = [site for site in telling if not others[site]]
+            found |= {(group.name, site): others[site] for site in alone or telling}
+    return found
 
 
 def _telling_places(network: nn.Module, groups: AxisGroups, batch: Example) -> set[str]:

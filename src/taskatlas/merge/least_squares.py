@@ -16,6 +16,7 @@ Mix = Callable[[Sequence[Tensor], str, int, int], Tensor]
 
 RIDGE = 1e-3  # of the mean square of a layer's inputs
 ROWS = 16  # of a regression, for each unknown
+_SPARE = 4  # rows to choose from, for each that is taken
 
 
 def fold_norms(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,7 +59,10 @@ def fit(
     normal, right = normal_equations(
         (
             some_rows(operation.rows(x, weight), operation.columns(error), quota, generator)
-            for x, error in zip(merged.values[operation.input], errors, strict=True)
+            for x, error in (
+                _some_samples(operation, x, error, quota, generator)
+                for x, error in zip(merged.values[operation.input], errors, strict=True)
+            )
         ),
         shifted,
     )
@@ -109,6 +113,18 @@ def _errors(operation: LinearOperation, merged: Walker, parents: Sequence[Walker
         error + _missing(operation, [value.reshape(error.shape) for value in summand], mix)
         for error, summand in zip(errors, summands, strict=True)
     ]
+
+
+def _some_samples(
+    operation: LinearOperation, x: Tensor, error: Tensor, quota: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Samples at random with a few times the rows that are needed: patches take much memory to write out."""
+    rows_each = error.numel() // (error.shape[operation.channel] * len(error))
+    most = -(-_SPARE * quota // rows_each)
+    if len(x) != len(error) or len(error) <= most:
+        return x, error
+    chosen = torch.randperm(len(error), generator=generator)[:most].to(x.device)
+    return x[chosen], error[chosen]
 
 
 def _missing(operation: LinearOperation, values: Sequence[Tensor], mix: Mix) -> Tensor:

@@ -99,6 +99,21 @@ class AdaptedSource(Source):
         product = (product.T if update.transposed else product).reshape(tensor.shape)
         return torch.add(tensor.to(dtype), product, alpha=update.scale)
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Matrices (rows, r) and (r, columns) whose product is a tensor's update, its last axes flat; or None."""
+        update = self._plan[0].get(name)
+        if update is None:
+            return None
+        up, down = (self._factors.read(key).flatten(1) for key in (update.up, update.down))
+        dtype = torch.promote_types(up.dtype, torch.float32)
+        up, down = up.to(dtype) * update.scale, down.to(dtype)
+        return (down.T, up.T) if update.transposed else (up, down)
+
+    @property
+    def whole(self) -> Mapping[str, str]:
+        """Tensors that the adapter brings whole: the names of the base, and the keys of the adapter's file."""
+        return self._plan[1]
+
     def nbytes(self, name: str) -> int:
         """Of the base's tensor and of the factors."""
         updates, whole = self._plan

@@ -87,17 +87,19 @@ class Alignment:
     def agreement(self, covariance: Float[np.ndarray, "features _"]) -> float:
         """Mean over the merged features of the correlation among members from different models, from -1 to 1.
 
-        A merged feature whose members all come from one model counts 0: nothing of another model agrees with it.
+        A merged feature whose members all come from one model counts 0: nothing of another model agrees with it. One
+        whose members are all constant does not count; where there is no other, all agree.
         """
         correlation = correlation_of(covariance)
+        alive = np.diagonal(correlation) > 0
         owners, flat = np.arange(self.places.size) // self.width, self.places.ravel()
-        agreed = np.zeros(self.width)
+        agreed = []
         for place in range(self.width):
             members = np.flatnonzero(flat == place)
-            apart = owners[members, None] != owners[members]
-            if apart.any():
-                agreed[place] = correlation[np.ix_(members, members)][apart].mean()
-        return float(agreed.mean())
+            if alive[members].any():
+                apart = owners[members, None] != owners[members]
+                agreed.append(correlation[np.ix_(members, members)][apart].mean() if apart.any() else 0.0)
+        return float(np.mean(agreed)) if agreed else 1.0
 
 
 def match_features(

@@ -6,8 +6,9 @@ are one operation: every slice of every model goes to the place of its unit and 
 by how many members met on the ``out`` axes. What no group moves is averaged over the models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ StateDict = Mapping[str, Tensor]
 
 
 def merged_weights(
-    state_dicts: Sequence[StateDict], groups: AxisGroups, alignments: Mapping[str, Alignment]
+    state_dicts: Sequence[StateDict],
+    groups: AxisGroups,
+    alignments: Mapping[str, Alignment],
+    shares: Sequence[float | int] | None = None,
 ) -> dict[str, Tensor]:
     """One state dict of several, in the precision of the first.
 
@@ -33,6 +37,7 @@ def merged_weights(
         alignments: for some or all groups; the others stay where they are. Groups that have groups within them move
             first, and are permuted: the alignment of the inside of head 3 speaks of the head that stands at place 3
             then.
+        shares: how much each model counts beside the others; None: alike.
 
     Example:
         >>> hidden = {"name": "hidden", "size": 2, "members": [{"tensor": "up", "axis": 0},
@@ -46,12 +51,14 @@ def merged_weights(
     """
     members = _members(groups, alignments)
     return {
-        name: _merged([state_dict[name] for state_dict in state_dicts], members.get(name, ()))
+        name: _merged([state_dict[name] for state_dict in state_dicts], members.get(name, ()), _shares(shares))
         for name in state_dicts[0]
     }
 
 
-def mean_of_parents(groups: AxisGroups, alignments: Mapping[str, Alignment]) -> Mix:
+def mean_of_parents(
+    groups: AxisGroups, alignments: Mapping[str, Alignment], shares: Sequence[float | int] | None = None
+) -> Mix:
     """What merged units should be: the mean of their members in the parents.
 
     Returns:
@@ -63,15 +70,15 @@ def mean_of_parents(groups: AxisGroups, alignments: Mapping[str, Alignment]) -> 
     def mix(values: Sequence[Tensor], name: str, axis: int, where: int) -> Tensor:
         first = values[0]
         total, counts = torch.zeros_like(first), first.new_zeros(first.shape[where])
-        for model, value in enumerate(values):
+        for model, (value, share) in enumerate(zip(values, _shares(shares), strict=False)):
             moved, count = value, torch.ones_like(counts)
             for member, alignment in members.get(name, ()):
                 if member.axis == axis and member.only is None:
                     seen = replace(member, axis=where % first.ndim)
-                    moved = _moved(moved, seen, alignment.places[model])
-                    count = _moved(count, replace(seen, axis=0), alignment.places[model])
-            total += moved
-            counts += count
+                    moved = moved_units(moved, seen, alignment.places[model])
+                    count = moved_units(count, replace(seen, axis=0), alignment.places[model])
+            total += share * moved
+            counts += share * count
         return total / along(counts, first.ndim, where)
 
     return mix
@@ -86,23 +93,29 @@ def _members(groups: AxisGroups, alignments: Mapping[str, Alignment]) -> dict[st
     return found
 
 
-def _merged(tensors: Sequence[Tensor], members: Sequence[tuple[Member, Alignment]]) -> Tensor:
+def _shares(shares: Sequence[float | int] | None) -> Iterable[float | int]:
+    return repeat(1.0) if shares is None else shares
+
+
+def _merged(
+    tensors: Sequence[Tensor], members: Sequence[tuple[Member, Alignment]], shares: Iterable[float | int]
+) -> Tensor:
     if not tensors[0].is_floating_point():
         return tensors[0].clone()
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     counts = torch.zeros_like(total)
-    for model, tensor in enumerate(tensors):
+    for model, (tensor, share) in enumerate(zip(tensors, shares, strict=False)):
         value, count = tensor.detach().double(), torch.ones_like(total)
         for member, alignment in members:
-            value = _moved(value, member, alignment.places[model])
+            value = moved_units(value, member, alignment.places[model])
             if member.role != "in":
-                count = _moved(count, member, alignment.places[model])
-        total += value
-        counts += count
+                count = moved_units(count, member, alignment.places[model])
+        total += share * value
+        counts += share * count
     return (total / counts).to(tensors[0].dtype)
 
 
-def _moved(tensor: Tensor, member: Member, places: Int[np.ndarray, " units"]) -> Tensor:
+def moved_units(tensor: Tensor, member: Member, places: Int[np.ndarray, " units"]) -> Tensor:
     """Every unit's slices added up at the unit's place; positions outside the group stay."""
     part: list[slice] = [slice(None)] * tensor.ndim
     if member.only is not None:

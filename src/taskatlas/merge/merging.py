@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from taskatlas.merge.aligning import Aligned
+from taskatlas.merge.aligning import NetworkAlignment
 from taskatlas.merge.axis_groups import AxisGroups, Example, Stop
 from taskatlas.merge.calibration import Remedy, calibrate
 from taskatlas.merge.least_squares import fold_norms
@@ -35,22 +35,24 @@ class Merging:
         outputs: which entries of a mapping count.
         calibration: the remedy, or None.
         seed: of the rows of regressions.
+        shares: how much each network counts beside the others; None: alike.
     """
 
     networks: Sequence[nn.Module]
     names: tuple[str, ...]
     groups: AxisGroups
-    aligned: Aligned
+    aligned: NetworkAlignment
     batches: ProbeBatches
     example: Example
     outputs: Sequence[str] | None
     calibration: Remedy | None
     seed: int
+    shares: Sequence[float | int] | None = None
 
     def to_the_end(self) -> dict[str, Tensor]:
         """The state dict of one network like the first."""
         states = [network.state_dict() for network in self.networks]
-        merged = merged_weights(states, self.groups, self.aligned.alignments)
+        merged = merged_weights(states, self.groups, self.aligned.alignments, self.shares)
         if self.calibration is None:
             return merged
         graph = NetworkGraph.of(self.networks[0], self.example, self.outputs)
@@ -61,15 +63,19 @@ class Merging:
     def up_to(self, stop: Stop) -> ZippedNetwork:
         """A trunk, and for each model a head."""
         graphs = self._graphs()
-        both = list(zip(graphs, self.networks, strict=True))
-        nodes = [graph.node_at(network, self.example, stop.place) for graph, network in both]
-        tensors = [_tensors(graph, network) for graph, network in both]
+        nodes = [
+            graph.node_at(network, self.example, stop.place)
+            for graph, network in zip(graphs, self.networks, strict=False)  # one graph may be all
+        ]
+        if len(graphs) == 1:
+            graphs, nodes = graphs * len(self.networks), nodes * len(self.networks)
+        tensors = [_tensors(graph, network) for graph, network in zip(graphs, self.networks, strict=True)]
         inputs = self._inputs(graphs[0].graph, tensors[0])
         trunk = graphs[0].until(nodes[0])
         merged, parents = self._merge(trunk, tensors, inputs)
         shape = seen_at(self.networks[0], self.example, [stop.place])[stop.place].shape
         unmerges, heads = [], []
-        for model, (graph, network) in enumerate(both):
+        for model, (graph, network) in enumerate(zip(graphs, self.networks, strict=True)):
             places = own_places(self.groups, self.aligned.alignments, stop, model, shape)
             rest = graph.after(nodes[model])
             start = {name: tensors[model][name] for name in tensor_names(rest)}
@@ -89,7 +95,7 @@ class Merging:
         """One graph for all where their tensors have the same shapes, else one each."""
         shapes = [{name: value.shape for name, value in network.state_dict().items()} for network in self.networks]
         if all(shape == shapes[0] for shape in shapes):
-            return [NetworkGraph.of(self.networks[0], self.example, self.outputs)] * len(self.networks)
+            return [NetworkGraph.of(self.networks[0], self.example, self.outputs)]
         return [NetworkGraph.of(network, self.example, self.outputs) for network in self.networks]
 
     def _inputs(self, graph: Graph, tensors: dict[str, Tensor]) -> list[list[object]]:
@@ -108,10 +114,10 @@ class Merging:
         own = [{name: values[name] for name in tensor_names(graph)} for values in tensors]
         if self.calibration == "least_squares":
             own = [fold_norms(graph, values) for values in own]
-        merged = Walker(merged_weights(own, self.groups, self.aligned.alignments), inputs)
+        merged = Walker(merged_weights(own, self.groups, self.aligned.alignments, self.shares), inputs)
         parents = [Walker(values, inputs) for values in own]
         if self.calibration is not None:
-            mix = mean_of_parents(self.groups, self.aligned.alignments)
+            mix = mean_of_parents(self.groups, self.aligned.alignments, self.shares)
             calibrate(graph, merged, parents, mix, self.calibration, seed=self.seed)
         return merged, parents
 

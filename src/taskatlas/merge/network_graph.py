@@ -55,21 +55,24 @@ class NetworkGraph:
         Raises:
             BadInput: the forward pass cannot be followed; the message has torch's reason.
         """
-        flat = _Flat(Call.of(network, example, outputs))
+        call = Call.of(network, example, outputs)
+        flat = _Flat(call)
         with quiet(network):
+            names = tuple(call.named(network(*call.arguments, **call.keywords)))
             try:
                 module = _exported(flat, flat_inputs(example))
             except Exception as error:  # whatever a network's own code, or torch, raises
                 raise BadInput(
                     f"{type(network).__name__} cannot be followed ({first_line(error)}). "
-                    "Rewrite what depends on the values of tensors."
+                    "Rewrite what depends on the values of tensors, or merge to the end with groups given by hand and "
+                    "calibration=None."
                 ) from error
         tensors = {}
         for node in module.graph.find_nodes(op="get_attr"):
             value = attrgetter(node.target)(module)
             node.target = node.target.removeprefix(_PREFIX)
             tensors[node.target] = value.detach()
-        return cls(module.graph, tensors, tuple(flat.names))
+        return cls(module.graph, tensors, names)
 
     def node_at(self, network: nn.Module, example: Example, place: str) -> Node:
         """The value that a module gives (``layer2``) or takes (``fc:input``), recognised by what it is on the example.
@@ -173,20 +176,17 @@ def seen_at(network: nn.Module, example: Example, places: Sequence[str]) -> dict
 
 
 class _Flat(nn.Module):
-    """A network that takes the leaves of its arguments and gives the tensors that count; their names are noted."""
+    """A network that takes the leaves of its arguments and gives the tensors that count."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
         self.network = call.module
-        self.names: list[str] = []
         self._call = call
         self._spec = tree_structure((call.arguments, call.keywords))
 
     def forward(self, *leaves: Any) -> tuple[Tensor, ...]:
         arguments, keywords = tree_unflatten(leaves, self._spec)
-        found = self._call.named(self.network(*arguments, **keywords))
-        self.names[:] = found
-        return tuple(found.values())
+        return tuple(self._call.named(self.network(*arguments, **keywords)).values())
 
 
 class _Finder(Interpreter):

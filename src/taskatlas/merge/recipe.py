@@ -45,6 +45,19 @@ from taskatlas.zoo.yaml_file import read_yaml
 
 Dtype = Literal["float64", "float32", "float16", "bfloat16"]
 
+Kind = Literal["weights", "data", "networks"]
+
+KINDS: Mapping[str, Kind] = {
+    "adamerging": "data",
+    "data_adaptive": "data",
+    "fisher": "data",
+    "regmean": "data",
+    "permute": "networks",
+    "weight_matching": "networks",
+    "zip": "networks",
+}
+"""Methods whose recipes are of another kind: with samples for each model, or of networks that were trained apart."""
+
 # Keys of mergekit's that change what comes out and that nothing here does.
 _NOT_HERE = frozenset(
     {"modules", "chat_template", "tokens", "pad_to_multiple_of", "input_model_parameters", "residual_weight"}
@@ -240,8 +253,8 @@ class MergeRecipe(_Strict):
         if self.models is not None and self.slices is not None:
             yield "the recipe has both models and slices. Write one of the two"
         if self.merge_method not in METHODS:
-            meant = did_you_mean(self.merge_method, METHODS)
-            known = ", ".join(METHODS)
+            meant = did_you_mean(self.merge_method, (*METHODS, *KINDS))
+            known = ", ".join((*METHODS, *KINDS))
             yield f"merge_method: there is no method {self.merge_method!r}{meant or '.'} Methods are {known}"
             return
         if self.tokenizer is not None and self.tokenizer_source is not None:
@@ -281,6 +294,17 @@ class MergeRecipe(_Strict):
                 where = path_of("slices", number, "sources") if self.models is None else "models"
                 beside = "" if method.base == "none" or base is None else " beside the base"
                 yield f"{where}: {method.name} merges {_how_many(method)}{beside}, and there are {count}"
+
+
+def kind_of(file: Path) -> Kind:
+    """What a recipe's file asks for; nothing but its method is looked at.
+
+    Raises:
+        BadInput: the file cannot be read, or is no YAML.
+    """
+    content = read_yaml(file)
+    method = content.get("merge_method") if isinstance(content, Mapping) else None
+    return KINDS.get(method, "weights") if isinstance(method, str) else "weights"
 
 
 def path_of(*parts: str | int) -> str:

@@ -12,6 +12,9 @@ from taskatlas.store import atomic_write, digest
 
 Heads = Literal["known", "inferred"]
 
+EVALUATION = "evaluation.json"
+"""The file that ``taskatlas evaluate`` writes and a report reads."""
+
 INDIVIDUAL = "individual"
 """The name of the row of networks that were each trained for one task."""
 

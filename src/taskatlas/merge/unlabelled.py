@@ -57,12 +57,16 @@ class Unlabelled:
         return (len(self.probe) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for _, batch in self.with_rows())
+
+    def with_rows(self) -> Iterator[tuple[list[int], Batch]]:
+        """The batches of one pass, each with the positions of its samples in the probe."""
         n = len(self.probe)
         order = torch.randperm(n) if self.shuffle else torch.arange(n)
         for chosen in torch.split(order, self.batch_size):
             rows = chosen.tolist()
             samples = [self.probe.inputs[row] for row in rows]
-            yield prepare_samples(self.prepare, self.probe, rows, samples, who="the network")
+            yield rows, prepare_samples(self.prepare, self.probe, rows, samples, who="the network")
 
 
 def endless(batches: Iterable[Batch], who: str) -> Iterator[Batch]:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskatlas.merge.aligning import Aligned
-from taskatlas.merge.axis_groups import Example
+from taskatlas.merge.aligning import NetworkAlignment
+from taskatlas.merge.axis_groups import AxisGroups, Example
 from taskatlas.merge.axis_run import Call
 from taskatlas.merge.network_graph import flat_inputs, free_axes
 from taskatlas.merge.probe_batches import batch_length
+from taskatlas.merge.zipped_network import OneHead, ZippedNetwork
 from taskatlas.probe import quiet
 from taskatlas.store import atomic_write
 
@@ -34,6 +35,9 @@ class Cost:
     macs: float
     seconds: float
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.parameters + other.parameters, self.macs + other.macs, self.seconds + other.seconds)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Zipped:
@@ -44,7 +48,8 @@ class Zipped:
             ``ZippedNetwork``, whose ``network(x)`` gives the output of every head in a tuple.
         names: of the models, in the order of the heads.
         stop_at: up to where they are merged; None: to the end.
-        aligned: how the units were matched, and how well they agree.
+        groups: the units that were matched, up to there.
+        aligned: how, and how well they agree.
         notes: what to know before relying on it.
         example: two samples, as the network takes them.
     """
@@ -52,7 +57,8 @@ class Zipped:
     network: nn.Module
     names: tuple[str, ...]
     stop_at: str | None
-    aligned: Aligned
+    groups: AxisGroups
+    aligned: NetworkAlignment
     notes: tuple[str, ...]
     example: Example
 
@@ -60,6 +66,21 @@ class Zipped:
         until = "to the end" if self.stop_at is None else f"up to {self.stop_at}"
         count = len(self.aligned.alignments)
         return f"Zipped({', '.join(self.names)}; {until}, {count} {'group' if count == 1 else 'groups'} aligned)"
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """For each of the models by its name a network that answers as it does: up to a stop, with its own head."""
+        if isinstance(self.network, ZippedNetwork):
+            return {name: OneHead(self.network, position) for position, name in enumerate(self.names)}
+        return dict.fromkeys(self.names, self.network)
+
+    def agreement_rows(self) -> list[dict[str, str | int | float]]:
+        """For every group of units how many there are, and how well those that were joined agree."""
+        return [
+            {"group": group.name, "units": group.size, "agreement": self.aligned.agreements[group.name]}
+            for group in self.groups
+            if group.name in self.aligned.agreements
+        ]
 
     def save(self, path: Path | str) -> None:
         """Writes one file that ``torch.export.load(path).module()`` opens anywhere, without the code of the models.

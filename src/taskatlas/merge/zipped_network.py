@@ -68,7 +68,7 @@ class ZippedNetwork(nn.Module):
         self,
         trunk: GraphModule,
         unmerges: Sequence[nn.Module],
-        heads: Sequence[GraphModule],
+        heads: Sequence[nn.Module],
         *,
         names: Sequence[str],
         keywords: Sequence[str] = (),
@@ -114,3 +114,16 @@ class ZippedNetwork(nn.Module):
         if isinstance(head, int) and 0 <= head < len(self.heads):
             return head
         raise BadInput(f"there is no head {head!r}. There are: {', '.join(self.names)}.")
+
+
+class OneHead(nn.Module):
+    """A zipped network that answers with one of its heads."""
+
+    def __init__(self, network: ZippedNetwork, head: int) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        """As the model would."""
+        return self.network(*arguments, head=self.head, **keywords)

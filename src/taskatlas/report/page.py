@@ -27,6 +27,13 @@ nav a { margin-right: 1.2rem; color: var(--accent); }
 """
 _SPACE_LEAD = "How checkpoints relate, which few stand for the rest, and what that is worth."
 _PATHS_LEAD = "How trainings moved through the space of predictions, how far, and which of them alike."
+_MERGE_LEAD = "How well merged models do what they were merged for."
+LAYOUT = {
+    "template": "plotly_white",
+    "margin": {"l": 10, "r": 10, "t": 50, "b": 40},
+    "font": {"family": "system-ui, sans-serif", "size": 13},
+}
+"""Of every figure."""
 _TASKS_LEAD = "Which tasks networks agree on, what these are, and the splits that break a network."
 # The page is its reader's own: no button that would upload a figure.
 _FIGURE_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
@@ -48,7 +55,8 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     """Joins what other commands left in ``folder`` in one page; pictures can be zoomed and say their values on hover.
 
     Args:
-        folder: where ``map``, ``select``, ``transfer``, ``trace``, ``agree``, ``discover`` or ``split`` wrote.
+        folder: where ``map``, ``select``, ``transfer``, ``trace``, ``evaluate``, ``agree``, ``discover`` or ``split``
+            wrote.
         out: folder for the page; None takes ``folder``.
 
     Returns:
@@ -57,6 +65,7 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     Raises:
         BadInput: the folder is missing or holds nothing to report, or a result in it is damaged.
     """
+    from taskatlas.report.merge import merge_sections
     from taskatlas.report.paths import paths_sections
     from taskatlas.report.space import space_sections
     from taskatlas.report.tasks import tasks_sections
@@ -67,6 +76,7 @@ def write_report(folder: Path | str, out: Path | None = None) -> Path:
     rooms = [
         (_SPACE_LEAD, space_sections(folder)),
         (_PATHS_LEAD, paths_sections(folder)),
+        (_MERGE_LEAD, merge_sections(folder)),
         (_TASKS_LEAD, tasks_sections(folder)),
     ]
     sections = [section for _, found in rooms for section in found]

@@ -20,18 +20,13 @@ from taskatlas.paths.embedding import Embedding, ProjectedPath
 from taskatlas.paths.files import TRACE, read_trace
 from taskatlas.paths.trace import RunSummary, Trace
 from taskatlas.paths.tree import TaskTree
-from taskatlas.report.page import Section
+from taskatlas.report.page import LAYOUT, Section
 
 _INK = "#333333"
 _OF_STRESS = " of stress"  # left out of an axis's label where there is little room
 _FRAMES = 41  # values of progress that the slider offers
 _METRICS = {"bhattacharyya": "Bhattacharyya's distance", "hellinger": "Hellinger's", "symmetric_kl": "symmetric KL"}
 _LONGEST_LABEL = 36  # letters; the table and what hovers over a figure have the whole name
-_LAYOUT = {
-    "template": "plotly_white",
-    "margin": {"l": 10, "r": 10, "t": 50, "b": 40},
-    "font": {"family": "system-ui, sans-serif", "size": 13},
-}
 
 
 def paths_sections(folder: Path) -> list[Section]:
@@ -113,7 +108,7 @@ def _flat_figure(trace: Trace) -> Any:
         _dress_axis(figure.update_yaxes, embedding, axes[1], place)
         anchor = f"x{number + 1}" if number else "x"
         figure.update_yaxes(scaleanchor=anchor, scaleratio=1, **place)
-    figure.update_layout(**_LAYOUT, height=860 if below else 560, title="Runs on the map: ○ first, ● last snapshot")
+    figure.update_layout(**LAYOUT, height=860 if below else 560, title="Runs on the map: ○ first, ● last snapshot")
     if any(run.progress is not None for run in trace.runs):
         _add_slider(figure, trace, panels)
     return figure
@@ -126,7 +121,7 @@ def _solid_figure(trace: Trace) -> Any:
     figure = go.Figure(list(_lines(trace, (0, 1, 2), legend=True)))
     titles = [embedding.axis_label(axis).replace(_OF_STRESS, "") for axis in range(3)]
     figure.update_layout(
-        **_LAYOUT | {"margin": {"l": 0, "r": 0, "t": 50, "b": 0}},
+        **LAYOUT | {"margin": {"l": 0, "r": 0, "t": 50, "b": 0}},
         height=540,
         title=f"The first three axes: {100 * embedding.explained_stress[2]:.0f} % of stress; drag to turn",
         legend={"x": 0, "y": 1},
@@ -359,7 +354,7 @@ def _progress_figure(trace: Trace) -> Any:
     figure.update_xaxes(title="progress to the truth, 0 to 1", row=1, col=2)
     figure.update_yaxes(title="accuracy, 0 to 1", rangemode="tozero", row=1, col=2)
     figure.update_layout(
-        **_LAYOUT,
+        **LAYOUT,
         height=430,
         title="Progress over training, and accuracy at equal progress",
         legend={"orientation": "h", "y": -0.2, "yanchor": "top"},
@@ -421,9 +416,7 @@ def _distance_figure(trace: Trace, tree: TaskTree) -> Any:
         row=1,
         col=2,
     )
-    figure.update_layout(
-        **_LAYOUT, height=max(330, 30 * m + 190), title=f"Distance between runs {distance_label(tree)}"
-    )
+    figure.update_layout(**LAYOUT, height=max(330, 30 * m + 190), title=f"Distance between runs {distance_label(tree)}")
     figure.update_yaxes(range=[m - 0.5, -0.5], showgrid=False, zeroline=False, showticklabels=False)
     figure.update_yaxes(
         tickvals=list(range(m)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from taskatlas.report.page import Section
+from taskatlas.report.page import LAYOUT, Section
 from taskatlas.space import Selection, TaskSpace, Transfer
 from taskatlas.space.files import SELECTION, SPACE, TRANSFER, read_transfers
 
@@ -15,11 +15,6 @@ _QUIET, _STRONG, _WARM = "#8a8a8a", "#1b6ca8", "#c8553d"
 _CLUSTER_DISTANCE = 0.9  # of Ward's linkage, where the paper's tree changes colour
 _CLUSTER_COLOURS = ("#1b6ca8", "#c8553d", "#3f7d20", "#7b4b94", "#b8860b", "#008080", "#a23b72", "#556b2f")
 _LONGEST_LABEL = 44  # letters; the tables and what hovers over a figure have the whole name
-_LAYOUT = {
-    "template": "plotly_white",
-    "margin": {"l": 10, "r": 10, "t": 40, "b": 40},
-    "font": {"family": "system-ui, sans-serif", "size": 13},
-}
 
 
 def space_sections(folder: Path) -> list[Section]:
@@ -105,7 +100,7 @@ def _map_figure(space: TaskSpace, picked: frozenset[str]) -> Any:
         f'<span style="color:{_cluster_colour(colour)}">{"★ " if name in picked else ""}{_label(name)}</span>'
         for name, colour in zip(names, colours, strict=True)
     ]
-    figure.update_layout(**_LAYOUT, height=max(320, 19 * m + 160), title=f"Task space of {m} checkpoints")
+    figure.update_layout(**LAYOUT, height=max(320, 19 * m + 160), title=f"Task space of {m} checkpoints")
     figure.update_yaxes(range=[m - 0.5, -0.5], showgrid=False, zeroline=False, showticklabels=False)
     figure.update_yaxes(
         tickvals=list(range(m)), ticktext=labels, showticklabels=True, side="right", ticklabelstandoff=6, col=2
@@ -160,7 +155,7 @@ def _selection_figure(selection: Selection, positions: Sequence[int], worth: str
         x=selection.totals, y=positions, hovertext=names, name="total", mode="lines+markers", line={"color": _STRONG}
     )
     figure.update_layout(
-        **_LAYOUT,
+        **LAYOUT,
         height=22 * len(positions) + 170,
         title="What each pick adds",
         xaxis={"title": worth, "rangemode": "tozero"},
@@ -235,7 +230,7 @@ def _transfer_figure(ordered: Sequence[Transfer], others: Sequence[str], metric:
         hovertext=[_plain(", ".join(one.names)) for one in ordered],
     )
     figure.update_layout(
-        **_LAYOUT,
+        **LAYOUT,
         height=400,
         title="Transfer to an unseen task",
         xaxis={"title": "checkpoints picked", "tickvals": sizes},

@@ -33,7 +33,7 @@ from taskatlas.store import Store, atomic_write, digest
 from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.weights import first_line, tensors_digest
 
-_FORMAT = "taskatlas.layer_inputs/1"
+_FORMAT = "taskatlas.layer_inputs/1"  # the one key of the metadata: of several, the order in the file would be random
 _FILE = "inputs.safetensors"
 _RIDGE = 1e-9  # of the mean of the diagonal; ten times as much until the matrix can be factored
 _INPUT_FIRST = ("Conv1D",)  # transformers' linear layer whose weight is (inputs, outputs)
@@ -74,7 +74,7 @@ class LayerInputs:
         """
         about = {"rows": dict(self.rows), "input_first": sorted(self.input_first)}
         with atomic_write(Path(path)) as file:
-            save_file(dict(self.grams), file, metadata={"format": _FORMAT, "about": json.dumps(about)})
+            save_file(dict(self.grams), file, metadata={_FORMAT: json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path | str) -> "LayerInputs":
@@ -87,9 +87,9 @@ class LayerInputs:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
+                if _FORMAT not in metadata:
                     raise BadInput(f"{path} holds no inputs of layers. Give a file that LayerInputs.save wrote.")
-                about = json.loads(metadata["about"])
+                about = json.loads(metadata[_FORMAT])
                 grams = {name: file.get_tensor(name) for name in sorted(file.keys())}
             return cls(grams, {name: int(about["rows"][name]) for name in grams}, frozenset(about["input_first"]))
         except FileNotFoundError as error:

@@ -3,24 +3,25 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.aligning import Aligned, align
+from taskatlas.merge.aligning import NetworkAlignment, align
 from taskatlas.merge.axis_groups import AxisGroups, Example, Stop
 from taskatlas.merge.calibration import Remedy
-from taskatlas.merge.group_statistics import gather
+from taskatlas.merge.group_statistics import GroupStatistics, gather
 from taskatlas.merge.merging import Merging
 from taskatlas.merge.network_graph import seen_at
-from taskatlas.merge.probe_batches import Data, ProbeBatches, first_samples
+from taskatlas.merge.probe_batches import Data, ProbeBatches, batch_length, first_samples
+from taskatlas.merge.weight_matching import match_weights
 from taskatlas.merge.zipped import Zipped
 from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.builders import some
 
-Matching = Literal["zip", "permute", "cycle_consistent", "identity"]
+Matching = Literal["zip", "permute", "cycle_consistent", "weight_matching", "identity"]
 _DISAGREE = 0.2  # a correlation below which merged units are hardly the same
 
 
@@ -34,7 +35,9 @@ def zip_models(
     b: float | int = 0.125,
     calibration: Remedy | None = "least_squares",
     groups: AxisGroups | None = None,
+    statistics: GroupStatistics | None = None,
     outputs: Sequence[str] | None = None,
+    shares: Sequence[float | int] | None = None,
     prepare: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 64,
     device: str = "cpu",
@@ -55,7 +58,9 @@ def zip_models(
         b: see ``match_features``.
         calibration: see ``calibration``; None: weights as they are merged, nothing else.
         groups: which axes move together; None: derived from the first model.
+        statistics: what ``group_statistics`` said of these models, where they are zipped in several ways.
         outputs: for models that return a mapping, the entries that count.
+        shares: how much each model counts where units are merged, beside the others; None: alike.
         prepare: raw samples -> what the models take; None: the way of the first model that has one.
         batch_size: samples a pass.
         device: where to compute.
@@ -75,28 +80,81 @@ def zip_models(
         >>> bool(torch.allclose(zipped.network(x), one(x), atol=1e-5))
         True
     """
+    _check_choice("method", method, get_args(Matching))
+    _check_choice("calibration", calibration, (*get_args(Remedy), None))
     if len(models) < 2:
         raise BadInput(f"{len(models)} model cannot be zipped; give two or more.")
+    if shares is not None and (len(shares) != len(models) or min(shares) <= 0):
+        raise BadInput(f"shares={list(shares)} of {len(models)} models: give each a number above 0.")
     networks, names, own_prepare = _opened(models, device)
     batches = ProbeBatches(probe, networks[0], prepare=prepare or own_prepare, batch_size=batch_size)
     example = first_samples(next(iter(batches)), 2)
+    if not batch_length(example):
+        raise BadInput("there are no samples to compare the networks on.")
+    if batch_length(example) < 2:
+        raise BadInput("networks are not compared on one sample. Give some hundred, in batches of two or more.")
     groups = AxisGroups.of(networks[0], example, outputs) if groups is None else groups
     stop = None if stop_at is None else groups.stop(stop_at)
     _check_alike(networks, names, stop)
     groups = groups if stop is None else _up_to(groups, stop, networks[0], example)
-    aligned = Aligned({}, {})
-    notes: tuple[str, ...] = ()
-    if method != "identity":
-        statistics = gather(networks, groups, batches, names)
-        aligned = align(groups, statistics, method, a=a, b=b)
-        notes = _notes(groups, aligned, statistics.samples)
-    merging = Merging(networks, names, groups, aligned, batches, example, outputs, calibration, seed)
+    aligned, notes = _align(networks, names, groups, batches, statistics, method, a, b, seed)
+    merging = Merging(networks, names, groups, aligned, batches, example, outputs, calibration, seed, shares)
     with torch.no_grad():
         if stop is not None:
-            return Zipped(merging.up_to(stop), names, stop.place, aligned, notes, example)
+            return Zipped(merging.up_to(stop), names, stop.place, groups, aligned, notes, example)
         network = deepcopy(networks[0])
         network.load_state_dict(merging.to_the_end())
-        return Zipped(network, names, None, aligned, notes, example)
+        return Zipped(network, names, None, groups, aligned, notes, example)
+
+
+def group_statistics(
+    models: Sequence[nn.Module | Checkpoint],
+    probe: Data,
+    groups: AxisGroups,
+    *,
+    prepare: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+) -> GroupStatistics:
+    """How the units of models vary together on data, for ``zip_models`` in several ways.
+
+    Args:
+        models: see ``zip_models``.
+        probe: see there.
+        groups: of the models' architecture.
+        prepare: see there.
+        batch_size: see there.
+        device: see there.
+
+    Raises:
+        BadInput: as ``zip_models``.
+    """
+    networks, names, own_prepare = _opened(models, device)
+    batches = ProbeBatches(probe, networks[0], prepare=prepare or own_prepare, batch_size=batch_size)
+    return gather(networks, groups, batches, names)
+
+
+def _align(
+    networks: Sequence[nn.Module],
+    names: tuple[str, ...],
+    groups: AxisGroups,
+    batches: ProbeBatches,
+    statistics: GroupStatistics | None,
+    method: Matching,
+    a: float | int,
+    b: float | int,
+    seed: int,
+) -> tuple[NetworkAlignment, tuple[str, ...]]:
+    """The alignment, and notes about it."""
+    if method == "identity":
+        return NetworkAlignment({}, {}), ()
+    if method == "weight_matching":
+        parameters = {name for name, _ in networks[0].named_parameters(remove_duplicate=False)}
+        return match_weights([net.state_dict() for net in networks], groups, parameters, seed=seed), ()
+    if statistics is None:
+        statistics = gather(networks, groups, batches, names)
+    aligned = align(groups, statistics, method, a=a, b=b)
+    return aligned, _notes(groups, aligned, statistics.samples)
 
 
 def _opened(
@@ -141,7 +199,7 @@ def _up_to(groups: AxisGroups, stop: Stop, network: nn.Module, example: Example)
     return replace(groups, groups=tuple(kept))
 
 
-def _notes(groups: AxisGroups, aligned: Aligned, samples: int) -> tuple[str, ...]:
+def _notes(groups: AxisGroups, aligned: NetworkAlignment, samples: int) -> tuple[str, ...]:
     """What to know before relying on a merge."""
     notes = []
     widest = max((group.size for group in groups), default=0)
@@ -157,3 +215,8 @@ def _notes(groups: AxisGroups, aligned: Aligned, samples: int) -> tuple[str, ...
             f"{_DISAGREE}): {some(apart)}. The merge may collapse there; were they trained at other rates or lengths?"
         )
     return tuple(notes)
+
+
+def _check_choice(name: str, chosen: str | None, known: tuple[str | None, ...]) -> None:
+    if chosen not in known:
+        raise BadInput(f"{name}={chosen!r} is no way to zip. Choose one of: {', '.join(map(str, known))}.")

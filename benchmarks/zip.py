@@ -1,0 +1,198 @@
+"""Benchmarks of zipping: the greedy matching against the straightforward loop, its memory, and a whole zip in parts.
+
+Run ``python benchmarks/zip.py`` (about five minutes on two idle cores) or ``--quick``. The comparison runs both in turn
+in one process, on the same threads, and prints the median of the paired ratios.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from taskatlas.merge.axis_groups import AxisGroups
+from taskatlas.merge.greedy_zip import greedy_zip, within_model_budget
+
+
+def straightforward_zip(similarity: np.ndarray, n_models: int, a: float, b: float) -> np.ndarray:
+    """The published procedure: the largest entry of the whole matrix, and a smaller matrix for every join.
+
+    Returns the place of every feature. A budget is spent by joins of features that both have members of one model.
+    """
+    s = similarity.copy()
+    features = len(s)
+    width = features // n_models
+    np.fill_diagonal(s, -np.inf)
+    members = np.eye(features, dtype=bool)
+    owners = np.arange(features) // width == np.arange(n_models)[:, None]
+    budgets = [within_model_budget(features, n_models, b)] * n_models
+    factor = s.dtype.type(a)
+    for model in range(n_models):
+        if budgets[model] == 0:
+            s[np.ix_(owners[model], owners[model])] = -np.inf
+    while len(s) > width:
+        i, j = sorted(divmod(int(s.argmax()), len(s)))
+        assert s[i, j] > -np.inf, "two models never run out of pairs"
+        shared = owners[:, i] & owners[:, j]
+        row = np.minimum(s[i], s[j])
+        row = np.minimum(row, np.where(np.isinf(row), row, factor * row))
+        row[i] = -np.inf
+        s[i] = s[:, i] = row
+        s = np.delete(np.delete(s, j, axis=0), j, axis=1)
+        members[:, i] |= members[:, j]
+        owners[:, i] |= owners[:, j]
+        members, owners = np.delete(members, j, axis=1), np.delete(owners, j, axis=1)
+        for model in np.flatnonzero(shared):
+            budgets[model] -= 1
+            if budgets[model] == 0:
+                s[np.ix_(owners[model], owners[model])] = -np.inf
+    return members.argmax(axis=1)
+
+
+def made_up_correlation(features: int, dtype=np.float32) -> np.ndarray:
+    """Correlations of two models' features, half of them alike, on 1000 samples."""
+    draw = np.random.default_rng(0)
+    width = features // 2
+    common = draw.normal(size=(1000, width))
+    parts = [common[:, draw.permutation(width)] * 0.7 + draw.normal(size=(1000, width)) for _ in range(2)]
+    x = np.concatenate(parts, axis=1)
+    x = ((x - x.mean(0)) / x.std(0)).astype(dtype)
+    found = x.T @ x / 1000
+    return (found + found.T) / 2
+
+
+def bench_greedy(features: int, rounds: int) -> dict:
+    correlation = made_up_correlation(features)
+    greedy_zip(correlation[:64, :64].copy(), 2, 0.3, 0.125)
+    slow, fast, same = [], [], True
+    for _ in range(rounds):
+        for a, b in ((0.3, 0.125), (1e-4, 0.075)):
+            start = time.perf_counter()
+            expected = straightforward_zip(correlation, 2, a, b)
+            slow.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            found = greedy_zip(correlation.copy(), 2, a, b)
+            fast.append(time.perf_counter() - start)
+            same &= bool((np.unique(found, return_inverse=True)[1] == expected).all())
+    ratios = np.array(slow) / np.array(fast)
+    return {
+        "straightforward_s": float(np.median(slow)),
+        "ours_s": float(np.median(fast)),
+        "ratio": float(np.median(ratios)),
+        "same_result": same,
+    }
+
+
+_LARGE_PROBE = """
+import sys, time, numpy as np
+from taskatlas.merge.matching import match_features
+sys.path.insert(0, sys.argv[1])
+def memory(field):
+    fields = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in fields if line.startswith(field))
+features = int(sys.argv[2])
+match_features(np.eye(64, dtype=np.float32), 2)
+start = memory("VmRSS")
+draw = np.random.default_rng(0)
+x = draw.normal(size=(400, features)).astype(np.float32)
+x[:, features // 2 :] += x[:, : features // 2] * np.float32(0.7)
+covariance = np.empty((features, features), np.float32)
+for first in range(0, features, 512):
+    np.matmul(x[:, first : first + 512].T, x, out=covariance[first : first + 512])
+before = time.perf_counter()
+found = match_features(covariance, 2)
+print(time.perf_counter() - before, memory("VmHWM:") - start, covariance.nbytes)
+"""
+
+
+def bench_large(features: int) -> dict:
+    """Time and peak memory of ``match_features`` in a process of its own, the covariance included."""
+    command = [sys.executable, "-c", _LARGE_PROBE, str(Path(__file__).parent), str(features)]
+    seconds, peak, given = map(
+        float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    )
+    return {"seconds": seconds, "peak_GB": peak / 1e9, "of_which_covariance_GB": given / 1e9}
+
+
+def resnet20(width: int) -> nn.Module:
+    """A ResNet-20 of CIFAR size, ``width`` times as wide, with statistics that its random weights bring."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    from cifar_resnet_projection import ProjectionResNet
+
+    network = ProjectionResNet(blocks=3, width=16 * width, classes=10)
+    network.train()
+    with torch.no_grad():
+        network(torch.randn(64, 3, 32, 32))
+    return network.eval()
+
+
+def bench_whole_zip(width: int, images: int) -> dict:
+    """Where the time of a whole zip goes: two networks, all groups, matching, merging; nothing is calibrated."""
+    from taskatlas.merge import group_statistics, zipping
+
+    torch.manual_seed(0)
+    networks = [resnet20(width), resnet20(width)]
+    data = torch.randn(images, 3, 32, 32)
+    spent: dict[str, float] = {}
+
+    def timed(name: str, function: Callable) -> Callable:
+        def run(*arguments, **keywords):
+            start = time.perf_counter()
+            result = function(*arguments, **keywords)
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+            return result
+
+        return run
+
+    start = time.perf_counter()
+    groups = AxisGroups.of(networks[0], data[:2])
+    deriving = time.perf_counter() - start
+    for network in networks:
+        network.forward = timed("forward passes", network.forward)
+    group_statistics._Watched._keep = timed("reading features", group_statistics._Watched._keep)
+    group_statistics._pool = timed("covariances", group_statistics._pool)
+    zipping.align = timed("matching", zipping.align)
+    start = time.perf_counter()
+    zipping.zip_models(networks, data, calibration=None, groups=groups, batch_size=50)
+    whole = time.perf_counter() - start
+    spent["forward passes"] -= spent["reading features"]
+    spent["all else"] = whole - sum(spent.values())
+    shares = {f"{name}_share": seconds / whole for name, seconds in spent.items()}
+    return {"seconds": whole, **shares, "deriving_axes_s": deriving}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--only", help="only benchmarks whose title holds this")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    features, large, rounds, width, images = (256, 1024, 1, 1, 50) if arguments.quick else (2048, 8192, 1, 4, 200)
+    benchmarks = {
+        f"greedy zip, {features} features": lambda: bench_greedy(features, rounds),
+        f"greedy zip, {large} features": lambda: bench_large(large),
+        f"whole zip, two ResNet-20 x{width}, {images} images": lambda: bench_whole_zip(width, images),
+    }
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"machine: {machine}")
+    figures: dict[str, object] = {"machine": machine}
+    for title, run in benchmarks.items():
+        if arguments.only and arguments.only not in title:
+            continue
+        print(title, flush=True)
+        figures[title] = values = run()
+        for name, value in values.items():
+            print(f"    {name:36} {value if not isinstance(value, float) else format(value, '.4g')}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

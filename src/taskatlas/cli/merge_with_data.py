@@ -1,0 +1,40 @@
+"""``taskatlas merge`` with a recipe that looks at data."""
+
+import time
+from pathlib import Path
+
+from taskatlas.cli.options import Common, emit, table
+
+
+def merge_with_data(file: Path, out: Path | None, *, zoo: str | None, common: Common) -> None:
+    """Does what the recipe says; without a place for the result, says what it would do."""
+    from taskatlas.merge.data_recipe import DataRecipe
+    from taskatlas.merge.merge_with_data import merge_with_data as carry_out
+    from taskatlas.probe.forward import chosen_device
+
+    started = time.perf_counter()
+    recipe = DataRecipe.load(file).with_zoo(zoo)
+    if out is None:
+        data = recipe.data()
+        rows = [[entry.name, entry.model, entry.data, len(data[entry.name])] for entry in recipe.models]
+        settings = ", ".join(f"{key} {value}" for key, value in recipe.settings.items())
+        planned = {"method": recipe.merge_method, "settings": recipe.settings, "tasks": list(recipe.tasks)}
+        title = f"{recipe.merge_method} ({settings})"
+        emit(common, planned, [table(title, ["task", "model", "data", "samples"], rows)])
+        return
+    result = carry_out(recipe, out, seed=common.seed, device=chosen_device(common.device), started=started)
+    document = {
+        "out": result.out,
+        "tensors": result.tensors,
+        "bytes_read": result.bytes_read,
+        "bytes_written": result.bytes_written,
+        "peak_bytes": result.peak_bytes,
+        "seconds": result.seconds,
+        "files": sorted(str(place.relative_to(out)) for place in out.rglob("*") if place.is_file()),
+        "kept": result.kept,
+    }
+    done = (
+        f"wrote {out}: {recipe.merge_method} of {', '.join(recipe.tasks)}, {result.bytes_written / 1e6:,.1f} MB in "
+        f"{result.seconds:.1f} s; {result.peak_bytes / 1e6:,.1f} MB of memory"
+    )
+    emit(common, document, [done])

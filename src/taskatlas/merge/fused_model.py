@@ -1,0 +1,209 @@
+"""A fused model: experts, a hypernetwork that says how to merge them for each input, and what both give together."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from taskatlas.errors import BadInput
+from taskatlas.merge.clusters import Clusters
+from taskatlas.merge.extractor import Extractor
+from taskatlas.merge.family import Family
+from taskatlas.merge.fusion_data import Data, Featured
+from taskatlas.merge.fusion_files import export_model
+from taskatlas.merge.fusion_learning import surest
+from taskatlas.merge.hypernetwork import Hypernetwork
+from taskatlas.merge.mixing import Mixing, mixed
+from taskatlas.merge.per_sample import Engine, PerSample
+from taskatlas.merge.task_network import TaskNetwork
+from taskatlas.merge.unlabelled import Batch
+from taskatlas.probe import quiet
+from taskatlas.store import Store
+
+_AT_ONCE = 32  # samples of a probe that pass together
+
+
+@dataclass(eq=False, repr=False)
+class FusedModel:
+    """Experts under a hypernetwork; samples are a ``Probe``, ``Unlabelled``, one batch, or a list or loader of batches.
+
+    Attributes:
+        family: task vectors, and the network of every task.
+        hypernetwork: from features to coefficients.
+        extractor: from samples to features.
+        engine: of predictions: ``auto`` chooses by size, ``mixing``, ``vmap``, ``merging``.
+        store: where features are kept; None: the user's store.
+        chosen: which engine ran the last predictions, and why.
+    """
+
+    family: Family
+    hypernetwork: Hypernetwork
+    extractor: Extractor
+    engine: Engine = "auto"
+    store: Store | None = None
+    chosen: str = ""
+    _running: dict[str, PerSample] = field(default_factory=dict, repr=False)
+
+    def coefficients(self, X: Data | Batch) -> Float[np.ndarray, "n N *T"]:
+        """The coefficients of every sample."""
+        return np.concatenate([self._coefficients(features).cpu().numpy() for _, features in self._once(X)])
+
+    def logits(self, X: Data | Batch, task: str) -> Iterator[Float[Tensor, "batch C"]]:
+        """Batch after batch, the logits of every sample from a model that is merged for it, through a task's head.
+
+        Raises:
+            BadInput: no such task, a batch that network or extractor cannot take.
+        """
+        for batch, features in self._once(X):
+            yield self.answer(batch, features, task)
+
+    def answer(self, batch: Batch, features: Float[Tensor, "batch d"], task: str) -> Float[Tensor, "batch C"]:
+        """The logits of one batch through a task's head, each sample's from a model that is merged for it.
+
+        Args:
+            batch: as the task's network takes it.
+            features: of its samples.
+            task: whose head.
+
+        Raises:
+            BadInput: no such task, a batch that the network cannot take.
+        """
+        runs = self._runs(task)
+        logits = runs(runs.network.inputs(batch), self._coefficients(features))
+        self.chosen = runs.chosen
+        return logits
+
+    def predict_log_proba(self, X: Data | Batch, task: str) -> Float[np.ndarray, "n C"]:
+        """Log-probabilities of every sample, through a task's head."""
+        return np.concatenate([torch.log_softmax(logits, -1).cpu().numpy() for logits in self.logits(X, task)])
+
+    def predict(self, X: Data | Batch, task: str | None = None) -> Int64[np.ndarray, " n"]:
+        """The class of every sample.
+
+        Args:
+            X: the samples.
+            task: whose head; None: for each sample the head that is surest, see ``inferred``. A score with heads known
+                and one with heads inferred are two results: say which.
+        """
+        if task is None:
+            return self.inferred(X)[1]
+        return np.concatenate([logits.argmax(1).cpu().numpy() for logits in self.logits(X, task)])
+
+    def inferred(self, X: Data | Batch) -> tuple[np.ndarray, Int64[np.ndarray, " n"]]:
+        """For every sample the task whose head is surest, by entropy as a share of ln C, and the class that it says."""
+        names = self.family.different()
+        several = [self._runs(name) for name in names]
+        tasks, classes = [], []
+        for batch, features in self._once(X):
+            coefficients = self._coefficients(features)
+            logits = [runs(runs.network.inputs(batch), coefficients).cpu() for runs in several]
+            best = surest(logits).argmin(1).tolist()
+            tasks += [names[head] for head in best]
+            classes += [int(logits[head][row].argmax()) for row, head in enumerate(best)]
+            self.chosen = several[0].chosen
+        return np.array(tasks), np.array(classes, dtype=np.int64)
+
+    def score(self, X: Any, y: Any = None, task: str | None = None) -> float:
+        """The share of samples that are right.
+
+        Args:
+            X: the samples.
+            y: their classes; None: the labels of the probe.
+            task: as ``predict``.
+
+        Raises:
+            BadInput: there are no labels.
+        """
+        truth = getattr(getattr(X, "probe", X), "labels", None) if y is None else y
+        if truth is None:
+            raise BadInput("there are no labels to score against. Give a probe with labels, or y.")
+        return float(np.mean(self.predict(X, task) == np.asarray(truth)))
+
+    def merged_for(self, X: Data | Batch, task: str | None = None) -> dict[str, Tensor]:
+        """The tensors of the one model that is merged for the mean coefficients of these samples.
+
+        Args:
+            X: one batch or many; or, as an array, the coefficients themselves: the centre of a cluster.
+            task: whose own tensors (head, BatchNorm statistics) go along; None: none.
+        """
+        return self.state(self._mean(X), task)
+
+    def state(self, coefficients: Float[np.ndarray, "N *T"], task: str | None = None) -> dict[str, Tensor]:
+        """The tensors of the model that is merged with these coefficients; ``task`` as in ``merged_for``."""
+        vectors = self.family.vectors
+        merged = vectors.state(vectors.merged(torch.from_numpy(np.asarray(coefficients))))
+        return merged if task is None else {**merged, **self.network(task).kept}
+
+    def export(
+        self, folder: Path | str, X: Data | Batch, task: str, *, like: Path | str | None = None, learned: str = ""
+    ) -> None:
+        """Writes the model that is merged for some samples as an ordinary checkpoint folder, with a receipt.
+
+        Args:
+            folder: where to.
+            X: as ``merged_for``.
+            task: whose head it has.
+            like: a model folder whose tokenizer and image processor go along.
+            learned: on which samples the hypernetwork was trained; goes into the receipt.
+
+        Raises:
+            BadInput: no such task, or the place cannot be written.
+        """
+        coefficients = self._mean(X)
+        names = self.family.vectors.names
+        about = {"task": task, "experts": names, "coefficients": coefficients.tolist(), "learned on": learned}
+        export_model(folder, self.network(task).network, self.state(coefficients, task), about, like)
+
+    @contextmanager
+    def steered(self, base: nn.Module, coefficients: Float[np.ndarray, "batch N *T"]) -> Iterator[nn.Module]:
+        """While it lasts, a network with the base's weights computes each sample of a batch with its own coefficients.
+
+        Args:
+            base: the network: for its ``generate``.
+            coefficients: of the samples of the batch that it will be given, and of no other.
+
+        Raises:
+            BadInput: in a pass, where samples cannot be mixed.
+        """
+        mixing = Mixing(self.family.vectors, torch.from_numpy(coefficients).to(self.family.vectors.base))
+        with quiet(base), mixed(base, mixing):
+            yield base
+
+    def clusters(self, X: Data | Batch, count: int, seed: int = 0) -> Clusters:
+        """Coefficients to serve: so many for all of these samples and those like them."""
+        return Clusters.of(torch.from_numpy(self.coefficients(X)), self.family.vectors, count, seed)
+
+    def network(self, task: str) -> TaskNetwork:
+        """The network that runs a task.
+
+        Raises:
+            BadInput: there is no such task.
+        """
+        if task not in self.family.networks:
+            raise BadInput(f"there is no task {task!r}; there are {', '.join(self.family.networks)}.")
+        return self.family.networks[task]
+
+    def _mean(self, X: Data | Batch) -> np.ndarray:
+        return X if isinstance(X, np.ndarray) else self.coefficients(X).mean(0)
+
+    def _once(self, X: Data | Batch) -> Iterator[tuple[Batch, Tensor]]:
+        is_batch = isinstance(X, Tensor | Mapping | tuple)
+        return self._featured([X] if is_batch else X, "the data").once()
+
+    def _featured(self, X: Data | Batch, who: str) -> Featured:
+        return Featured(X, self.extractor, who, _AT_ONCE, self.store)
+
+    def _coefficients(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.hypernetwork(features.to(self.hypernetwork.mean))
+
+    def _runs(self, task: str) -> PerSample:
+        if task not in self._running:
+            self._running[task] = PerSample(self.network(task), self.family.vectors, self.engine)
+        return self._running[task]

@@ -1,0 +1,233 @@
+"""Learning a hypernetwork without labels: each batch is merged for, and its predictions are made surer.
+
+A step takes one batch of every task. The coefficients of its samples are averaged, the model is merged once for them
+into one flat vector, and the mean entropy of the predictions through the task's own head is the loss, less β times the
+entropy of the mean prediction where diversity is asked for. The gradient of the coefficients follows in closed form,
+∂L/∂λ_i = ⟨∂L/∂θ, τ_i⟩, and goes on into the hypernetwork, task after task: there is one merged model and one gradient
+however many tasks a step has (Tang et al., IJCV 2025, section 4).
+"""
+
+import copy
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from taskatlas.engine import track
+from taskatlas.errors import WorkFailed
+from taskatlas.merge.adamerging import mean_entropy
+from taskatlas.merge.flat_model import FlatModel
+from taskatlas.merge.fusion_steps import Sampled
+from taskatlas.merge.hypernetwork import Hypernetwork
+from taskatlas.merge.task_network import TaskNetwork
+from taskatlas.merge.task_vectors import Level
+
+Optimizer = Literal["adam", "adamw"]
+
+_WINDOW = 20  # steps over which predictions are pooled to see whether they have collapsed
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """How learning went, over S steps and K tasks (or groups, where tasks are unknown).
+
+    Attributes:
+        coefficients: mean coefficient of every expert in a step's batch, over living tensors, (S, K, N); NaN where a
+            step had no sample of a group.
+        entropy: mean entropy of predictions in nats, (S, K).
+        marginal_entropy: entropy of the mean prediction of a batch in nats, (S, K).
+        reached: names of the tensors that a prediction depends on.
+        collapsed: task -> step at which its predictions had become alike; learning stopped there and took back what it
+            had learned since they were last sound.
+    """
+
+    coefficients: Float[np.ndarray, "S K N"]
+    entropy: Float[np.ndarray, "S K"]
+    marginal_entropy: Float[np.ndarray, "S K"]
+    reached: frozenset[str]
+    collapsed: Mapping[str, int]
+
+
+def learn(
+    hypernetwork: Hypernetwork,
+    models: Mapping[torch.device, FlatModel],
+    steps: Iterator[Iterable[Sampled]],
+    names: Sequence[str],
+    *,
+    level: Level,
+    count: int,
+    learning_rate: float,
+    optimizer: Optimizer = "adam",
+    diversity: float = 0.0,
+    collapse: float | None = 0.3,
+    alive: Bool[Tensor, "N T"] | None = None,
+) -> Learned:
+    """Trains the hypernetwork in place.
+
+    Args:
+        hypernetwork: h.
+        models: a merged model for each device on which networks run.
+        steps: the batches of every step.
+        names: of the K tasks or groups.
+        level: of the coefficients.
+        count: of steps.
+        learning_rate: of the optimizer.
+        optimizer: Adam, or AdamW.
+        diversity: β, the weight of the marginal entropy.
+        collapse: learning stops where, for a task, the entropy of the mean prediction of the last 20 steps falls below
+            this share of that of the first 20; None: never.
+        alive: layer-wise, which coefficients count in ``coefficients``.
+
+    Raises:
+        BadInput: data that run out, a batch that a network cannot take.
+        WorkFailed: an entropy is NaN; names the task and the step.
+    """
+    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    descent = make(hypernetwork.parameters(), lr=learning_rate)
+    place = hypernetwork.mean.device
+    experts = hypernetwork.shape[0]
+    means = np.full((count, len(names), experts), np.nan)
+    entropy = np.full((count, len(names), 2), np.nan)
+    monitor = Monitor(names, collapse)
+    sound, done = copy.deepcopy(hypernetwork.state_dict()), 0
+    for step in track(range(count), "learning to merge"):
+        descent.zero_grad()
+        for sampled in next(steps):
+            network, inputs = _network_of(sampled, hypernetwork, models)
+            model = models[network.device]
+            with torch.enable_grad():
+                coefficients = hypernetwork(sampled.features.to(place)).mean(0)
+                model.merge(coefficients)
+                logits = network.logits(inputs, model.tensors)
+                mean, marginal = mean_entropy(logits)
+                loss = sampled.share * (mean - diversity * spread_of(logits) if diversity else mean)
+            if not math.isfinite(float(mean.detach())):
+                raise WorkFailed(
+                    f"the predictions of {network.task!r} became NaN in step {step + 1} of {count}. "
+                    f"Try a learning rate below {learning_rate:g}, bound='clamp', or a smaller initial coefficient."
+                )
+            model.backward(loss)
+            coefficients.backward(model.gradient_of_coefficients(level).to(coefficients))
+            entropy[step, sampled.position] = [float(mean.detach()), float(marginal.detach())]
+            means[step, sampled.position] = _by_expert(coefficients, alive)
+            monitor.see(sampled.position, logits)
+        descent.step()
+        done = step + 1
+        if done % _WINDOW == 0:
+            if monitor.collapsed():
+                hypernetwork.load_state_dict(sound)
+                break
+            sound = copy.deepcopy(hypernetwork.state_dict())
+    return Learned(
+        coefficients=means[:done],
+        entropy=entropy[:done, :, 0],
+        marginal_entropy=entropy[:done, :, 1],
+        reached=frozenset().union(*(model.reached for model in models.values())),
+        collapsed=dict.fromkeys(monitor.collapsed(), done),
+    )
+
+
+def spread_of(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """The entropy of the mean prediction, in nats; its gradient is finite where a class has no probability left.
+
+    Example:
+        >>> spread_of(torch.tensor([[900.0, 0.0], [0.0, 900.0]]))
+        tensor(0.6931)
+    """
+    log_mean = torch.log_softmax(logits, -1).logsumexp(0) - math.log(len(logits))
+    return -(log_mean.exp() * log_mean).sum()
+
+
+@dataclass(eq=False)
+class Monitor:
+    """Watches whether a network comes to say the same about every sample: the entropy of its pooled predictions falls.
+
+    Args:
+        names: of the tasks.
+        share: of the entropy at the start below which predictions have collapsed; None: they never have.
+
+    Example:
+        >>> monitor = Monitor(["a"], 0.5)
+        >>> for logits in [torch.tensor([[9.0, 0.0], [0.0, 9.0]])] * 20 + [torch.tensor([[9.0, 0.0]])] * 20:
+        ...     monitor.see(0, logits)
+        >>> monitor.collapsed()
+        ['a']
+    """
+
+    names: Sequence[str]
+    share: float | None
+    _recent: dict[int, deque[Tensor]] = field(default_factory=dict, repr=False)
+    _first: dict[int, float] = field(default_factory=dict, repr=False)
+
+    def see(self, position: int, logits: Float[Tensor, "batch classes"]) -> None:
+        """One batch's predictions."""
+        recent = self._recent.setdefault(position, deque(maxlen=_WINDOW))
+        recent.append(torch.softmax(logits.detach().float(), -1).mean(0).cpu())
+        if position not in self._first and len(recent) == _WINDOW:
+            self._first[position] = self._entropy(position)
+
+    def collapsed(self) -> list[str]:
+        """The tasks whose predictions have become alike."""
+        if self.share is None:
+            return []
+        return [
+            self.names[position]
+            for position, first in sorted(self._first.items())
+            if self._entropy(position) < self.share * first
+        ]
+
+    def _entropy(self, position: int) -> float:
+        """Of batches of one width: a group of unknown task may go through different heads."""
+        recent = self._recent[position]
+        alike = [mean for mean in recent if len(mean) == len(recent[-1])]
+        pooled = torch.stack(alike).double().mean(0)
+        return float(-torch.special.xlogy(pooled, pooled).sum())
+
+
+def surest(
+    logits: Sequence[Float[Tensor, "batch _"]],
+) -> Float[Tensor, "batch heads"]:
+    """How unsure each head is of each sample: the entropy of its prediction as a share of the greatest possible, ln C.
+
+    Example:
+        >>> surest([torch.tensor([[9.0, 0.0]]), torch.zeros(1, 3)])
+        tensor([[0.0018, 1.0000]])
+    """
+    columns = []
+    for found in logits:
+        log_probs = torch.log_softmax(found, -1)
+        columns.append(-(log_probs.exp() * log_probs).sum(-1) / math.log(max(2, found.shape[1])))
+    return torch.stack(columns, 1)
+
+
+def _network_of(
+    sampled: Sampled, hypernetwork: Hypernetwork, models: Mapping[torch.device, FlatModel]
+) -> tuple[TaskNetwork, dict[str, Any]]:
+    """The network of a batch; where the task is unknown, the one whose head is surest of these samples."""
+    if len(sampled.networks) == 1:
+        return sampled.networks[0], sampled.networks[0].inputs(sampled.batch)
+    with torch.no_grad():
+        coefficients = hypernetwork(sampled.features.to(hypernetwork.mean.device)).mean(0)
+        for model in {network.device: models[network.device] for network in sampled.networks}.values():
+            model.merge(coefficients)
+        logits = [
+            network.logits(network.inputs(sampled.batch), models[network.device].tensors).cpu()
+            for network in sampled.networks
+        ]
+        network = sampled.networks[int(surest(logits).mean(0).argmin())]
+    return network, network.inputs(sampled.batch)
+
+
+def _by_expert(coefficients: Tensor, alive: Tensor | None) -> np.ndarray:
+    found = coefficients.detach().double().cpu()
+    if found.ndim == 2:
+        counts = torch.ones_like(found) if alive is None else alive.double()
+        found = (found * counts).sum(1) / counts.sum(1)
+    plain: np.ndarray = found.numpy()
+    return plain

@@ -1,0 +1,381 @@
+"""Every sample through a network of its own, without making the networks: coefficients mixed layer by layer.
+
+An affine layer is linear in its coefficients, y = x W₀ + Σ_i λ_i (x τ_i), so a batch passes through it at once with
+each sample's own λ. Three forms of the same sum are used, whichever is cheapest. Outputs are mixed where a sample has
+one or two positions. Where it has many (tokens, pixels), W₀ + Σ_i λ_i τ_i is formed for some rows at a time, for all
+samples in one matrix product, and used at once. Low-rank updates stay factors. Nothing as large as a model is made.
+
+Linear, convolution, embedding and normalisation layers are mixed so. Another module with weights of its own is run for
+one sample after the other, with that sample's weights.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from taskatlas.errors import BadInput
+from taskatlas.merge.low_rank import LowRankVectors, Vectors
+from taskatlas.merge.task_vectors import TaskVectors
+
+_FEW_POSITIONS = 2  # up to here mixing N outputs is cheaper than forming weights
+_WORKSPACE = 2**20  # elements of weights that are formed at a time, for all samples together: they stay in cache
+
+_CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+
+class CannotMix(BadInput):
+    """A network whose samples cannot be told apart layer by layer; another engine has to run it."""
+
+
+@dataclass(eq=False)
+class Mixing:
+    """Base and experts within a network that runs every sample with its own coefficients.
+
+    Attributes:
+        vectors: base and task vectors, where the network runs.
+        coefficients: of the samples that are passing, (batch, N) or (batch, N, T).
+        constant: names of modules that a pass calls with what is the same for all samples (positions).
+        called: names of modules whose weights took part.
+    """
+
+    vectors: Vectors
+    coefficients: Float[Tensor, "batch N *T"]
+    constant: frozenset[str] = frozenset()
+    called: set[str] = field(default_factory=set)
+
+    def of_tensor(self, name: str) -> Float[Tensor, "batch N"]:
+        """The coefficients of one tensor."""
+        if self.coefficients.ndim == 2:
+            return self.coefficients
+        return self.coefficients[:, :, self._columns[self.standing(name)]]
+
+    def standing(self, name: str) -> str:
+        """The name under which a tensor stands among the vectors."""
+        return self.vectors.ties.get(name, name)
+
+    def moves(self, name: str) -> bool:
+        """Whether a tensor has task vectors."""
+        return self.standing(name) in self.vectors.places
+
+    def each(self, name: str, own: Tensor | None) -> Tensor | None:
+        """A tensor as every sample has it, (batch, ...); one axis of length 1 where all have the same, None for none.
+
+        Args:
+            name: of the tensor.
+            own: what the network has, for a tensor without task vectors.
+        """
+        if own is None or not self.moves(name):
+            return None if own is None else own[None]
+        base, shape = self._base(name), self.vectors.shapes[self.standing(name)]
+        coefficients = self.of_tensor(name)
+        if isinstance(self.vectors, TaskVectors):
+            place = self.vectors.places[self.standing(name)]
+            return torch.addmm(base.reshape(1, -1), coefficients, self.vectors.deltas[:, place]).view(-1, *shape)
+        factors = self.vectors.factors[self.standing(name)]
+        updates = (factors.up * coefficients[:, None, factors.owner]) @ factors.down
+        return (base.reshape(updates.shape[1:]) + updates).view(-1, *shape)
+
+    def linear(self, x: Float[Tensor, "batch k i"], name: str, own: Tensor) -> Float[Tensor, "batch k o"]:
+        """The product x W(λ)ᵀ with every sample's own W(λ)."""
+        if not self.moves(name):
+            return F.linear(x, own)
+        weight, coefficients = self._base(name), self.of_tensor(name)
+        if isinstance(self.vectors, LowRankVectors):
+            factors = self.vectors.factors[self.standing(name)]
+            inner = (x @ factors.down.T) * coefficients[:, None, factors.owner]
+            return F.linear(x, weight) + inner @ factors.up.T
+        place = self.vectors.places[self.standing(name)]
+        if x.shape[1] <= _FEW_POSITIONS:
+            mixed = F.linear(x, weight)
+            for delta, scale in zip(self.vectors.deltas[:, place].view(-1, *weight.shape), coefficients.T, strict=True):
+                mixed = mixed + F.linear(x * scale[:, None, None], delta)
+            return mixed
+        outputs, inputs = weight.shape
+        mixed = x.new_empty(*x.shape[:2], outputs)
+        rows = max(1, _WORKSPACE // max(1, inputs * len(x)))
+        for start in range(0, outputs, rows):
+            stop = min(start + rows, outputs)
+            deltas = self.vectors.deltas[:, place.start + start * inputs : place.start + stop * inputs]
+            formed = torch.addmm(weight[start:stop].reshape(1, -1), coefficients, deltas)
+            mixed[:, :, start:stop] = torch.bmm(x, formed.view(len(x), -1, inputs).transpose(1, 2))
+        return mixed
+
+    def rows(self, ids: Tensor, name: str, own: Tensor) -> Tensor:
+        """Rows of an embedding, (batch, ..., d), each sample's from its own table."""
+        if not self.moves(name):
+            return own[ids]
+        coefficients = self.of_tensor(name)
+        if isinstance(self.vectors, LowRankVectors):
+            factors = self.vectors.factors[self.standing(name)]
+            scale = coefficients[:, factors.owner].view(len(ids), *[1] * (ids.ndim - 1), -1)
+            return self._base(name)[ids] + (factors.up[ids] * scale) @ factors.down
+        place = self.vectors.places[self.standing(name)]
+        mixed = self._base(name)[ids]
+        deltas = self.vectors.deltas[:, place].view(len(self.vectors.names), *own.shape)
+        for delta, scale in zip(deltas, coefficients.T, strict=True):
+            mixed = mixed + delta[ids] * scale.view(-1, *[1] * ids.ndim)
+        return mixed
+
+    def _base(self, name: str) -> Tensor:
+        place = self.vectors.places[self.standing(name)]
+        return self.vectors.base[place].view(self.vectors.shapes[self.standing(name)])
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {name: column for column, name in enumerate(self.vectors.places)}
+
+    @contextmanager
+    def only(self, row: int) -> Iterator[None]:
+        """While it lasts, one sample passes."""
+        kept = self.coefficients
+        self.coefficients = kept[row : row + 1]
+        try:
+            yield
+        finally:
+            self.coefficients = kept
+
+
+@contextmanager
+def mixed(network: nn.Module, mixing: Mixing) -> Iterator[None]:
+    """While it lasts, a network computes with each sample's own coefficients; afterwards it is as it was.
+
+    Raises:
+        CannotMix: in a pass, where a module's input does not say which sample is which.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it would read weights behind the modules' backs
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        for name, module in mixable(network, mixing.vectors).items():
+            stack.enter_context(_forward(module, _mixed_forward(name, module, mixing)))
+        yield
+
+
+def mixable(network: nn.Module, vectors: Vectors) -> dict[str, nn.Module]:
+    """The modules of a network whose own weights have task vectors, by name; an attention of torch's counts whole."""
+    found: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
+        if any(isinstance(network.get_submodule(above), nn.MultiheadAttention) for above in _above(name)):
+            continue
+        whole = isinstance(module, nn.MultiheadAttention)
+        weights = module.named_parameters(name, recurse=whole, remove_duplicate=False)
+        if any(vectors.ties.get(weight, weight) in vectors.places for weight, _ in weights):
+            found[name] = module
+    return found
+
+
+def constant_modules(network: nn.Module, vectors: Vectors, run: Callable[[int], object]) -> frozenset[str]:
+    """Names of the modules to which a pass gives the same whatever the batch: positions, mostly.
+
+    Args:
+        network: whose calls are watched.
+        vectors: which modules matter.
+        run: runs the network on a batch of so many samples.
+
+    Raises:
+        CannotMix: a module's first axis neither stays nor grows with the batch: samples stand on another axis.
+    """
+    sizes: dict[int, dict[str, set[int]]] = {2: {}, 3: {}}
+    for batch, seen in sizes.items():
+        with ExitStack() as stack:
+            for name, module in mixable(network, vectors).items():
+
+                def watch(_: nn.Module, args: Any, kwargs: Any, seen: Any = seen, name: str = name) -> None:
+                    seen.setdefault(name, set()).add(_first_size([*args, *kwargs.values()]))
+
+                hook = module.register_forward_pre_hook(watch, with_kwargs=True)
+                stack.callback(hook.remove)
+            run(batch)
+    constant = set()
+    for name, two in sizes[2].items():
+        three = sizes[3].get(name, set())
+        if two == three:
+            constant.add(name)
+        elif {size * 3 for size in two} != {size * 2 for size in three}:
+            raise CannotMix(f"the inputs of {name!r} do not have the samples on their first axis")
+    return frozenset(constant)
+
+
+def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[..., Any]:
+    plain = module.forward
+    prefix = f"{name}." if name else ""
+    by_kind = _mixed_by(module)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        mixing.called.add(name)
+        if by_kind is not None and len(args) + len(kwargs) == 1:
+            (x,) = (*args, *kwargs.values())
+            return by_kind(module, prefix, _with_samples(x, name, mixing), mixing)
+        if name in mixing.constant:
+            raise CannotMix(
+                f"{name!r} has weights of its own, and its inputs do not have the samples on their first axis"
+            )
+        return _one_by_one(module, prefix, plain, args, kwargs, mixing)
+
+    return forward
+
+
+def _with_samples(x: Tensor, name: str, mixing: Mixing) -> Tensor:
+    """The input with the samples on its first axis, or a multiple of them; what all share is repeated for each."""
+    batch = len(mixing.coefficients)
+    if name in mixing.constant and x.shape[0] != 1:
+        raise CannotMix(f"{name!r} gets an input of shape {tuple(x.shape)} that is the same for all samples")
+    if x.shape[0] == 1:
+        return x.expand(batch, *x.shape[1:])
+    if x.shape[0] % batch:
+        raise CannotMix(f"{name!r} gets an input of shape {tuple(x.shape)} for {batch} samples")
+    return x
+
+
+def _linear(module: Any, prefix: str, x: Tensor, mixing: Mixing) -> Tensor:
+    batch = len(mixing.coefficients)
+    found = mixing.linear(x.reshape(batch, -1, x.shape[-1]), f"{prefix}weight", module.weight)
+    bias = mixing.each(f"{prefix}bias", module.bias)
+    found = found if bias is None else found + bias[:, None]
+    return found.view(*x.shape[:-1], -1)
+
+
+def _convolution(module: Any, prefix: str, x: Tensor, mixing: Mixing) -> Tensor:
+    """Samples become groups of one convolution."""
+    batch = len(mixing.coefficients)
+    weight = mixing.each(f"{prefix}weight", module.weight)
+    bias = mixing.each(f"{prefix}bias", module.bias)
+    assert weight is not None
+    padding = module.padding
+    if module.padding_mode != "zeros":
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+    convolution, (channels, *space) = _CONVOLUTIONS[x.ndim], x.shape[1:]
+    copies = len(x) // batch  # of the same sample: windows, frames
+    grouped = x.view(batch, copies, channels, *space).transpose(0, 1).reshape(copies, batch * channels, *space)
+    weights = weight.expand(batch, *weight.shape[1:]).flatten(0, 1)
+    found = convolution(grouped, weights, None, module.stride, padding, module.dilation, batch * module.groups)
+    found = found.view(copies, batch, -1, *found.shape[2:]).transpose(0, 1)
+    found = found if bias is None else found + bias.view(-1, 1, bias.shape[-1], *[1] * len(space))
+    return found.reshape(len(x), *found.shape[2:])
+
+
+def _embedding(module: Any, prefix: str, x: Tensor, mixing: Mixing) -> Tensor:
+    batch = len(mixing.coefficients)
+    found = mixing.rows(x.reshape(batch, -1), f"{prefix}weight", module.weight)
+    return found.view(*x.shape, -1)
+
+
+def _layer_norm(module: Any, prefix: str, x: Tensor, mixing: Mixing) -> Tensor:
+    shape = tuple(module.normalized_shape)
+    return _scaled(F.layer_norm(x, shape, None, None, module.eps), module, prefix, mixing, shape, shape)
+
+
+def _group_norm(module: Any, prefix: str, x: Tensor, mixing: Mixing) -> Tensor:
+    plain = F.group_norm(x, module.num_groups, None, None, module.eps)
+    return _scaled(plain, module, prefix, mixing, x.shape[1:], (x.shape[1], *[1] * (x.ndim - 2)))
+
+
+def _batch_norm(module: Any, prefix: str, x: Tensor, mixing: Mixing) -> Tensor:
+    if module.running_mean is None:
+        raise CannotMix(f"{prefix.rstrip('.')!r} normalises each batch by itself, so its samples are not independent")
+    plain = F.batch_norm(x, module.running_mean, module.running_var, None, None, False, 0.0, module.eps)
+    return _scaled(plain, module, prefix, mixing, x.shape[1:], (x.shape[1], *[1] * (x.ndim - 2)))
+
+
+def _scaled(
+    x: Tensor, module: Any, prefix: str, mixing: Mixing, position: tuple[int, ...], scale: tuple[int, ...]
+) -> Tensor:
+    """Times each sample's weight and plus its bias, which have the shape ``scale`` beside one ``position`` of x."""
+    weight, bias = mixing.each(f"{prefix}weight", module.weight), mixing.each(f"{prefix}bias", module.bias)
+    found = x.reshape(len(mixing.coefficients), -1, *position)
+    found = found if weight is None else found * weight.view(-1, 1, *scale)
+    found = found if bias is None else found + bias.view(-1, 1, *scale)
+    return found.view(x.shape)
+
+
+def _one_by_one(
+    module: nn.Module, prefix: str, plain: Callable[..., Any], args: Any, kwargs: Any, mixing: Mixing
+) -> Any:
+    """A module that is not known: one sample after the other, each with its own weights."""
+    batch = len(mixing.coefficients)
+    whole = isinstance(module, nn.MultiheadAttention)
+    own = {name: value for name, value in module.named_parameters(recurse=whole) if mixing.moves(f"{prefix}{name}")}
+
+    def of(row: int, value: Any) -> Any:
+        has_samples = isinstance(value, Tensor) and value.ndim and len(value) == batch
+        return value[row : row + 1] if has_samples else value
+
+    outputs = []
+    with _forward(module, plain):
+        for row in range(batch):
+            with mixing.only(row):
+                weights = {name: _first(mixing.each(f"{prefix}{name}", value)) for name, value in own.items()}
+                its_args = tuple(of(row, value) for value in args)
+                its_kwargs = {name: of(row, value) for name, value in kwargs.items()}
+                outputs.append(functional_call(module, weights, its_args, its_kwargs))
+    return _joined(outputs)
+
+
+def _joined(outputs: list[Any]) -> Any:
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(outputs)
+    if isinstance(first, tuple | list):
+        return type(first)(_joined(list(parts)) for parts in zip(*outputs, strict=True))
+    if first is None:
+        return None
+    raise CannotMix(f"a module with weights of its own gives a {type(first).__name__}")
+
+
+def _first(value: Tensor | None) -> Tensor:
+    assert value is not None  # parameters of a module are there
+    return value[0]
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+def _mixed_by(module: nn.Module) -> "_ByKind | None":
+    """How a module of a known kind is mixed; a subclass that computes something else is none."""
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return None
+    kinds = (kind for kind in _KINDS if isinstance(module, kind) and type(module).forward is kind.forward)
+    return next((_KINDS[kind] for kind in kinds), None)
+
+
+def _above(name: str) -> list[str]:
+    """Names of the modules that hold one, but the network itself."""
+    steps = name.split(".")
+    return [".".join(steps[:count]) for count in range(1, len(steps))]
+
+
+def _first_size(values: list[Any]) -> int:
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
+
+
+_ByKind = Callable[[Any, str, Tensor, Mixing], Tensor]
+_KINDS: Mapping[type[nn.Module], _ByKind] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+}

@@ -1,0 +1,190 @@
+"""Engines that run each sample of a batch with its own merging coefficients: exact all of them, chosen by size.
+
+``merging``: one merged model for each different λ, whatever the network. ``mixing``: no merged model at all, see
+``mixing.py``; its first batch is compared with a merged model before it is believed. ``vmap``: some merged models at
+once, for networks whose layers mixing does not know.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vmap
+
+from taskatlas.errors import BadInput
+from taskatlas.merge.low_rank import Vectors
+from taskatlas.merge.mixing import Mixing, constant_modules, mixable, mixed
+from taskatlas.merge.task_network import TaskNetwork
+from taskatlas.merge.unlabelled import batch_length
+from taskatlas.probe import quiet
+
+Engine = Literal["auto", "mixing", "vmap", "merging"]
+
+_FEW_MODELS = 2  # up to here merging is as fast as anything
+_TRUSTED = 1e-3  # relative difference of logits below which mixing computes what a merged model does (float32 rounding)
+_ENTRIES_AT_ONCE = 2**26  # of merged models that vmap holds: 256 MB in float32
+
+
+@dataclass(eq=False)
+class PerSample:
+    """Runs one task's network with each sample's own coefficients.
+
+    Attributes:
+        network: of the task.
+        vectors: what is merged; on the network's device, or only ``merging`` can be used.
+        engine: ``auto`` or one by name.
+        chosen: what ``auto`` decided for the last batch, and why.
+
+    Example:
+        >>> from torch import nn
+        >>> from taskatlas.merge.task_vectors import TaskVectors
+        >>> _ = torch.manual_seed(0)
+        >>> base, a = nn.Linear(2, 3), nn.Linear(2, 3)
+        >>> vectors = TaskVectors.of(base, {"a": a})
+        >>> runs = PerSample(TaskNetwork.each({"a": base}, vectors)["a"], vectors)
+        >>> x = torch.randn(4, 2)
+        >>> logits = runs(runs.network.inputs(x), torch.tensor([[0.0], [1.0], [0.5], [1.0]]))
+        >>> torch.allclose(logits[1], a(x)[1], atol=1e-6), runs.chosen
+        (True, 'mixing: 3 different coefficients in 4 samples, all layers can be mixed')
+    """
+
+    network: TaskNetwork
+    vectors: Vectors
+    engine: Engine = "auto"
+    chosen: str = ""
+    _constant: frozenset[str] | None = field(default=None, repr=False)
+    _refused: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __call__(
+        self, inputs: Mapping[str, Any], coefficients: Float[Tensor, "batch N *T"]
+    ) -> Float[Tensor, "batch classes"]:
+        """The logits of every sample.
+
+        Args:
+            inputs: from ``network.inputs``.
+            coefficients: of every sample.
+
+        Raises:
+            BadInput: the network cannot take the batch, or the engine asked for cannot run it.
+        """
+        coefficients = coefficients.detach().to(self.vectors.base)
+        if len(coefficients) != batch_length(inputs):
+            raise BadInput(f"there are {len(coefficients)} coefficients for {batch_length(inputs)} samples.")
+        with quiet(self.network.network):
+            if self.engine == "merging":
+                return self._by_merging(inputs, coefficients)
+            if self.engine == "vmap":
+                return self._by_vmap(inputs, coefficients)
+            if self.engine == "mixing":
+                self._check_mixing(inputs, coefficients)
+                if "mixing" in self._refused:
+                    raise BadInput(f"samples cannot be mixed: {self._refused['mixing']}. Choose engine='auto'.")
+                return self._by_mixing(inputs, coefficients)
+            return self._by_what_is_best(inputs, coefficients)
+
+    def _by_what_is_best(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
+        different = len(torch.unique(coefficients, dim=0))
+        found = f"{different} different coefficients in {len(coefficients)} samples"
+        apart = self.vectors.base.device != self.network.device
+        if different <= _FEW_MODELS or apart:
+            self.chosen = f"merging: {found}" + ("; task vectors and network on different devices" if apart else "")
+            return self._by_merging(inputs, coefficients)
+        self._check_mixing(inputs, coefficients)
+        if "mixing" not in self._refused:
+            self.chosen = f"mixing: {found}, all layers can be mixed"
+            return self._by_mixing(inputs, coefficients)
+        if "vmap" not in self._refused and 2 * self.vectors.base.numel() <= _ENTRIES_AT_ONCE:
+            try:
+                logits = self._by_vmap(inputs, coefficients)
+                self.chosen = f"vmap: {found}; no mixing, for {self._refused['mixing']}"
+                return logits
+            except BadInput as error:
+                self._refused["vmap"] = str(error)
+        self.chosen = f"merging: {found}; no mixing, for {self._refused['mixing']}"
+        return self._by_merging(inputs, coefficients)
+
+    def _by_merging(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
+        different, which = torch.unique(coefficients, dim=0, return_inverse=True)
+        which = which.to(self.network.device)
+        theta, logits = torch.empty_like(self.vectors.base), None
+        for position, wanted in enumerate(different):
+            rows = (which == position).nonzero()[:, 0]
+            merged = self.vectors.merged(wanted, out=theta).to(self.network.device)
+            tensors = _all_names(self.vectors, self.vectors.views(merged))
+            found = self.network.logits(_taken(inputs, rows, len(coefficients)), tensors)
+            logits = found.new_empty(len(coefficients), found.shape[1]) if logits is None else logits
+            logits[rows] = found
+        assert logits is not None  # there is a sample
+        return logits
+
+    def _by_mixing(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
+        mixing = Mixing(self.vectors, coefficients, self._constant or frozenset())
+        with mixed(self.network.network, mixing):
+            return self.network.logits(inputs, self._base_tensors)
+
+    def _by_vmap(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
+        """Merged models and samples side by side; every sample is a batch of one."""
+        chunk = max(1, _ENTRIES_AT_ONCE // self.vectors.base.numel())
+        varying = {name: value for name, value in inputs.items() if _has_samples(value, len(coefficients))}
+        constant = {name: value for name, value in inputs.items() if name not in varying}
+
+        def one(tensors: dict[str, Tensor], sample: dict[str, Tensor]) -> Tensor:
+            batch = {**constant, **{name: value[None] for name, value in sample.items()}}
+            return self.network.logits(batch, tensors)[0]
+
+        found = []
+        for rows in torch.split(torch.arange(len(coefficients), device=coefficients.device), chunk):
+            thetas = torch.stack([self.vectors.merged(wanted) for wanted in coefficients[rows]])
+            stacked = {
+                name: thetas[:, place].view(len(rows), *self.vectors.shapes[name])
+                for name, place in self.vectors.places.items()
+            }
+            samples = {name: value[rows] for name, value in varying.items()}
+            found.append(vmap(one)(_all_names(self.vectors, stacked), samples))
+        return torch.cat(found)
+
+    def _check_mixing(self, inputs: Mapping[str, Any], coefficients: Tensor) -> None:
+        """Once for each network: which modules samples pass, and whether mixing gives what merging does."""
+        if self._constant is not None or "mixing" in self._refused:
+            return
+        count, module = len(coefficients), self.network.network
+        other = int((coefficients != coefficients[0]).flatten(1).any(1).int().argmax())  # or 0, where all are equal
+        rows = torch.tensor([0, other], device=coefficients.device)
+        try:
+            self._constant = constant_modules(
+                module,
+                self.vectors,
+                lambda copies: self.network.logits(_taken(inputs, rows[:1].repeat(copies), count), self._base_tensors),
+            )
+            mixing = Mixing(self.vectors, coefficients[rows], self._constant)
+            with mixed(module, mixing):
+                found = self.network.logits(_taken(inputs, rows, count), self._base_tensors)
+        except BadInput as error:
+            self._refused["mixing"] = str(error).rstrip(".")
+            return
+        expected = self._by_merging(_taken(inputs, rows, count), coefficients[rows])
+        apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if not apart <= _TRUSTED:
+            unused = sorted(set(mixable(module, self.vectors)) - mixing.called)
+            why = f"{unused[0]!r} is used without being called" if unused else f"logits are {apart:.1g} apart"
+            self._refused["mixing"] = f"it gives something else than a merged model does ({why})"
+
+    @property
+    def _base_tensors(self) -> dict[str, Tensor]:
+        return _all_names(self.vectors, self.vectors.views(self.vectors.base))
+
+
+def _all_names(vectors: Vectors, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, **{other: tensors[name] for other, name in vectors.ties.items() if name in tensors}}
+
+
+def _taken(inputs: Mapping[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
+    """Some of the samples of a batch of ``count``."""
+    return {name: value[rows] if _has_samples(value, count) else value for name, value in inputs.items()}
+
+
+def _has_samples(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count

@@ -1,0 +1,481 @@
+"""Data-adaptive fusion against a loop with one graph through everything, and what it says about bad input."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from tests.references import merge_fusion as reference
+from torch import nn
+from torch.func import functional_call
+
+from taskatlas.errors import BadInput, WorkFailed
+from taskatlas.merge.data_adaptive import DataAdaptive
+from taskatlas.merge.extractor import Extractor
+from taskatlas.merge.flat_model import FlatModel
+from taskatlas.merge.hypernetwork import Hypernetwork
+from taskatlas.merge.placement import Placement
+from taskatlas.merge.task_vectors import TaskVectors
+from taskatlas.merge.unlabelled import Unlabelled
+from taskatlas.probe import Probe
+
+
+def network(seed, classes=3):
+    torch.manual_seed(seed)
+    made = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, classes))
+    for value in made[3].parameters():
+        nn.init.normal_(value, 1.0, 0.3)
+    return made
+
+
+def family(count=3, dtype=torch.float32):
+    base = network(0).to(dtype)
+    return base, {name: network(i + 1).to(dtype) for i, name in enumerate("abcdef"[:count])}
+
+
+def extractor(dtype=torch.float32):
+    torch.manual_seed(99)
+    return Extractor.of(nn.Sequential(nn.Linear(4, 7), nn.Tanh()).to(dtype), tap="")
+
+
+def batch(seed, n=8, shift=0.0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(shift, 1, size=(n, 4))).float()
+
+
+def streams(tasks, batches=4):
+    return {task: [batch((i, j), shift=2.0 * i) for j in range(batches)] for i, task in enumerate(tasks)}
+
+
+def fused(level="task", **options):
+    base, experts = family()
+    options = {"steps": 30, "learning_rate": 3e-3, **options}
+    return DataAdaptive(base, experts, extractor(), level=level, **options).fit(streams(experts))
+
+
+# Against the reference
+
+
+@pytest.mark.parametrize("level", ["task", "layer"])
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_it_is_the_loop_with_one_graph_through_everything(level, diversity):
+    base, experts = family(dtype=torch.float64)
+    f = extractor(torch.float64)
+    data = {task: [x.double() for x in its] for task, its in streams(experts).items()}
+    how = {"level": level, "steps": 6, "learning_rate": 0.01, "diversity": diversity, "seed": 4}
+    found = DataAdaptive(base, experts, f, **how).fit(data)
+
+    shape = (3,) if level == "task" else (3, 8)
+    h = Hypernetwork(7, shape, seed=4).double()
+    start = [h.first.weight, h.first.bias, h.second.weight, h.second.bias]
+    steps = [[(data[t][i % 4], f.checkpoint.module(data[t][i % 4]).detach()) for t in "abc"] for i in range(6)]
+    tensors = [{name: value.detach() for name, value in one.named_parameters()} for one in (base, *experts.values())]
+    expected, _ = reference.fuse(
+        base, tensors[0], tensors[1:], [value.detach() for value in start], shape, steps, 0.01, diversity
+    )
+    h = found.hypernetwork_
+    for one, other in zip([h.first.weight, h.first.bias, h.second.weight, h.second.bias], expected, strict=True):
+        torch.testing.assert_close(one.detach(), other, rtol=1e-7, atol=1e-9)
+    assert abs(found.coefficients_ - 0.3).max() > 0.02
+
+
+@pytest.mark.parametrize("level", ["task", "layer"])
+def test_the_closed_form_gradient_is_that_of_autograd_through_an_explicit_merge(level):
+    base, experts = family(dtype=torch.float64)
+    tensors = [{name: value.detach() for name, value in one.named_parameters()} for one in (base, *experts.values())]
+    torch.manual_seed(5)
+    coefficients = torch.rand((3,) if level == "task" else (3, 8), dtype=torch.float64, requires_grad=True)
+    x = batch(0).double()
+    logits = functional_call(base, reference.merged(tensors[0], tensors[1:], coefficients), (x,))
+    reference.entropy(logits).backward()
+    model = FlatModel(TaskVectors.of(base, experts, dtype=torch.float64))
+    model.merge(coefficients)
+    model.backward(reference.entropy(functional_call(base, model.tensors, (x,))))
+    torch.testing.assert_close(model.gradient_of_coefficients(level), coefficients.grad, rtol=1e-9, atol=1e-12)
+    assert coefficients.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("level", ["task", "layer"])
+@pytest.mark.parametrize("engine", ["auto", "mixing", "vmap", "merging"])
+def test_every_sample_is_predicted_by_its_own_merged_model(level, engine):
+    found = fused(level, engine=engine)
+    x = batch(7, n=9, shift=1.0)
+    features = found.fused_.extractor(x)
+    for row, coefficients in enumerate(found.hypernetwork_(features).detach()):
+        state = found.family_.vectors.state(found.family_.vectors.merged(coefficients))
+        logits = functional_call(found.base, state, (x[row : row + 1],))
+        got = found.predict_log_proba(x, task="b")[row]
+        np.testing.assert_allclose(got, torch.log_softmax(logits, -1)[0].detach(), atol=1e-5)
+    spread = found.coefficients(x).reshape(9, -1).std(0)
+    assert spread.max() > 0.01  # the samples do have different models
+
+
+# What is learned
+
+
+def test_predictions_become_surer_and_coefficients_depend_on_the_input():
+    found = fused(steps=150, collapse=None)
+    assert found.learned_.entropy[-8:].mean() < found.learned_.entropy[:8].mean() - 0.05
+    assert found.coefficients_.shape == (3, 3)
+    assert abs(found.coefficients_[0] - found.coefficients_[2]).max() > 0.02
+    assert found.learned_.coefficients.shape == (150, 3, 3)
+    np.testing.assert_allclose(found.learned_.coefficients[0], 0.3, atol=1e-6)
+
+
+def test_training_starts_at_task_arithmetic():
+    base, experts = family()
+    found = DataAdaptive(base, experts, extractor(), steps=1, learning_rate=1e-12).fit(streams(experts))
+    np.testing.assert_allclose(found.coefficients(batch(1)), 0.3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bound", "low", "high"), [("clamp", 0.0, 1.0), ("softmax", 0.0, 1.0)])
+def test_bounded_coefficients_stay_within(bound, low, high):
+    found = fused(bound=bound, learning_rate=0.3, steps=20)
+    coefficients = found.coefficients(batch(3, n=50, shift=3.0))
+    assert coefficients.min() >= low
+    assert coefficients.max() <= high
+    if bound == "softmax":
+        np.testing.assert_allclose(coefficients.sum(1), 1, atol=1e-5)
+    else:
+        assert coefficients.max() == 1 or coefficients.min() == 0
+
+
+def test_standardised_features_move_coefficients_further():
+    """Here features differ little from one another, as those of unit norm do."""
+    base, experts = family()
+    f = nn.Sequential(nn.Linear(4, 7), nn.Tanh())
+    with torch.no_grad():
+        f[0].weight.mul_(0.01)
+    apart = []
+    for flag in (False, True):
+        how = {"standardise": flag, "steps": 15, "learning_rate": 3e-3}
+        found = DataAdaptive(base, experts, Extractor.of(f, tap=""), **how).fit(streams(experts))
+        apart.append(np.ptp(found.coefficients_, axis=0).max())
+    assert apart[1] > 10 * apart[0]
+
+
+def test_results_are_the_same_whatever_the_order_of_experts_and_tasks():
+    base, experts = family()
+    data = streams(experts)
+    one = DataAdaptive(base, experts, extractor(), steps=5).fit(data)
+    other = DataAdaptive(base, dict(reversed(experts.items())), extractor(), steps=5).fit(dict(reversed(data.items())))
+    assert one.names_ == other.names_ == ("a", "b", "c")
+    assert (one.coefficients_ == other.coefficients_).all()
+
+
+def test_networks_extractor_and_random_numbers_stay_as_they_were():
+    base, experts = family()
+    f = nn.Sequential(nn.Linear(4, 7), nn.Dropout(0.5), nn.BatchNorm1d(7)).train()
+    before = [{name: value.clone() for name, value in one.state_dict().items()} for one in (base, *experts.values(), f)]
+    base.train()
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    found = DataAdaptive(base, experts, Extractor.of(f, tap=""), steps=3, learning_rate=0.1).fit(streams(experts))
+    found.predict(batch(0), task="a")
+    assert torch.equal(torch.rand(3), expected)
+    assert base.training
+    assert f[1].training
+    for one, kept in zip((base, *experts.values(), f), before, strict=True):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, kept[name]), name
+
+
+def test_an_extractor_in_training_mode_gives_what_it_gives_in_evaluation():
+    torch.manual_seed(0)
+    f = nn.Sequential(nn.Linear(4, 7), nn.Dropout(0.5), nn.BatchNorm1d(7)).train()
+    x = batch(0)
+    found = Extractor.of(f, tap="")(x)
+    assert torch.equal(found, f.eval()(x).detach())
+
+
+def test_features_of_a_probe_are_computed_once_and_kept_in_the_store():
+    base, experts = family()
+    calls = []
+    f = nn.Sequential(nn.Linear(4, 7), nn.Tanh())
+    f.register_forward_hook(lambda *_: calls.append(1))
+    probes = {
+        task: Probe.from_arrays(np.concatenate([x.numpy() for x in its])) for task, its in streams(experts).items()
+    }
+    first = DataAdaptive(base, experts, Extractor.of(f, tap=""), steps=12, batch_size=8).fit(probes)
+    assert len(calls) == 3  # 32 samples of each task, one pass
+    again = DataAdaptive(base, experts, Extractor.of(f, tap=""), steps=12, batch_size=8).fit(probes)
+    assert len(calls) == 3
+    assert (first.coefficients_ == again.coefficients_).all()
+
+
+def test_features_of_a_loader_are_computed_once_for_each_sample():
+    base, experts = family()
+    calls = []
+    f = nn.Sequential(nn.Linear(4, 7), nn.Tanh())
+    f.register_forward_hook(lambda *_: calls.append(1))
+    DataAdaptive(base, experts, Extractor.of(f, tap=""), steps=12).fit(streams(experts))
+    assert len(calls) == 12  # four batches of three tasks
+
+
+def test_a_mixed_stream_is_told_apart_by_its_features():
+    base, experts = family(2)
+    mixed = [torch.cat([batch((0, j)), batch((1, j), shift=6.0)])[torch.randperm(16)] for j in range(5)]
+    found = DataAdaptive(base, experts, extractor(), steps=30, learning_rate=3e-3).fit(mixed)
+    assert found.tasks_ == ("group 0", "group 1")
+    assert abs(found.coefficients_[0] - found.coefficients_[1]).max() > 0.01
+    assert np.isfinite(found.learned_.entropy).all()
+
+
+def test_the_head_can_be_inferred():
+    base, experts = family(2)
+    with torch.no_grad():
+        experts["b"][4].weight.mul_(0)  # never sure of anything
+        experts["b"][4].bias.mul_(0)
+        experts["a"][4].weight.mul_(20)
+    found = DataAdaptive(base, experts, extractor(), own=["4.*"], steps=2).fit(streams(experts))
+    x = batch(5, n=20)
+    assert set(found.infer_tasks(x)) == {"a"}
+    assert (found.predict(x) == found.predict(x, task="a")).all()
+    probe = Probe.from_arrays(x.numpy(), labels=found.predict(x, task="a"))
+    assert found.score(probe, task="a") == 1.0
+    assert found.score(probe) == 1.0
+
+
+def test_heads_of_other_sizes_and_heads_beside_the_network():
+    base = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+    torch.manual_seed(1)
+    experts = {task: nn.Sequential(nn.Linear(4, 6), nn.Tanh()) for task in "ab"}
+    heads = {"a": nn.Linear(6, 3), "b": nn.Linear(6, 5)}
+    found = DataAdaptive(base, experts, extractor(), heads=heads, steps=4).fit(streams(experts))
+    assert found.predict_log_proba(batch(1), task="a").shape == (8, 3)
+    assert found.predict_log_proba(batch(1), task="b").shape == (8, 5)
+    inferred = found.predict(batch(1))
+    assert inferred.shape == (8,)
+
+
+def test_the_base_model_gives_its_own_early_features():
+    base, experts = family()
+    found = DataAdaptive(base, experts, Extractor.early(base, "1"), steps=3).fit(streams(experts))
+    assert found.hypernetwork_.first.in_features == 6
+    expected = base[:2](batch(3)).detach()
+    torch.testing.assert_close(found.fused_.extractor(batch(3)), expected)
+
+
+def test_batch_of_one():
+    base, experts = family()
+    data = {task: [x[:1] for x in its] for task, its in streams(experts).items()}
+    found = DataAdaptive(base, experts, extractor(), steps=3).fit(data)
+    assert found.predict(batch(0, n=1), task="a").shape == (1,)
+
+
+def test_networks_with_batch_norm_get_statistics_of_their_own_task():
+    def net(seed):
+        torch.manual_seed(seed)
+        made = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+        made(torch.randn(64, 4) * (seed + 1))
+        return made.eval()
+
+    base, experts = net(0), {"a": net(1), "b": net(2)}
+    data = {"a": [batch((0, j)) for j in range(4)], "b": [batch((1, j), shift=5.0) for j in range(4)]}
+    before = base[1].running_mean.clone()
+    found = DataAdaptive(base, experts, extractor(), steps=4, learning_rate=1e-9).fit(data)
+    assert torch.equal(base[1].running_mean, before)
+    state = found.merged_for(data["b"], task="b")
+    seen = torch.cat(data["b"]) @ state["0.weight"].T + state["0.bias"]
+    torch.testing.assert_close(state["1.running_mean"], seen.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["1.running_var"], seen.var(0), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_batch_norm_statistics_stay():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    base(torch.randn(64, 4))
+    experts = {}
+    for task in "ab":
+        experts[task] = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+        experts[task][1].running_mean.copy_(base[1].running_mean)
+        experts[task][1].running_var.copy_(base[1].running_var)
+    found = DataAdaptive(base.eval(), experts, extractor(), steps=3).fit(streams(experts))
+    assert not found.family_.moving_statistics
+    assert torch.equal(found.merged_for(batch(0), task="a")["1.running_mean"], base[1].running_mean)
+
+
+def test_dead_coefficients_are_found_and_reported():
+    base, experts = family()
+    with torch.no_grad():
+        experts["a"][0].weight.copy_(base[0].weight)
+        experts["a"][0].bias.copy_(base[0].bias)
+        for expert in experts.values():
+            expert[2].bias.copy_(base[2].bias)
+    found = DataAdaptive(base, experts, extractor(), level="layer", steps=3).fit(streams(experts))
+    assert found.dead_[0, :2].all()
+    assert found.dead_[:, found.tensors_.index("2.bias")].all()
+    assert found.dead_.sum() == 2 + 3
+    assert "5 of 24 coefficients dead" in repr(found)
+    np.testing.assert_allclose(found.coefficients_[:, 0, :2], 0.3, atol=1e-6)
+
+
+def test_unreached_tensors_are_dead():
+    class Forgetful(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    experts = {"a": Forgetful(1), "b": Forgetful(2)}
+    found = DataAdaptive(Forgetful(0), experts, extractor(), level="layer", steps=2).fit(streams(experts))
+    assert [name for name, dead in zip(found.tensors_, found.dead_.all(0), strict=True) if dead] == [
+        "unused.weight",
+        "unused.bias",
+    ]
+
+
+def test_an_expert_that_is_the_base_is_dropped_and_still_has_a_task():
+    base, experts = family(2)
+    experts["same"] = base
+    found = DataAdaptive(base, experts, extractor(), steps=2).fit(streams(experts))
+    assert found.names_ == ("a", "b")
+    assert found.tasks_ == ("a", "b", "same")
+    assert "equal to the base: same" in repr(found)
+
+
+def drawn_to_one_class():
+    """Experts that differ from the base by a bias alone: the surest predictions are those of one class everywhere."""
+    base, experts = nn.Linear(4, 3), {task: nn.Linear(4, 3) for task in "ab"}
+    with torch.no_grad():
+        for module in (base, *experts.values()):
+            module.weight.copy_(torch.eye(3, 4))
+            module.bias.zero_()
+        experts["a"].bias[0] = 9.0
+        experts["b"].bias[0] = 8.0
+    return base, experts
+
+
+def test_collapse_stops_goes_back_and_says_so():
+    base, experts = drawn_to_one_class()
+    data = {task: [batch((i, j)) for j in range(4)] for i, task in enumerate("ab")}
+    how = {"steps": 200, "learning_rate": 2e-3, "initial": 0.05}
+    found = DataAdaptive(base, experts, extractor(), **how)
+    with pytest.warns(UserWarning, match="a, b became alike"):
+        found.fit(data)
+    assert set(found.collapsed_) == {"a", "b"}
+    assert len(found.learned_.entropy) < 200
+    assert "collapsed" in repr(found)
+    assert found.learned_.coefficients[-1].max() > 1.05 * found.coefficients_.max()  # it went back
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        through = DataAdaptive(base, experts, extractor(), collapse=None, **how).fit(data)
+        kept_apart = DataAdaptive(base, experts, extractor(), diversity=1.0, **how).fit(data)
+    assert through.learned_.marginal_entropy[-1].max() < 0.3
+    assert kept_apart.learned_.marginal_entropy[-1].min() > 0.8
+
+
+def test_transductive_is_named():
+    assert "transductive" in repr(fused(transductive=True, steps=2))
+    assert fused(steps=2).adaptation_ == "held-out"
+
+
+def test_scikit_learn_knows_its_parameters():
+    base, experts = family()
+    found = DataAdaptive(base, experts, extractor(), steps=7, level="layer")
+    assert found.get_params(deep=False)["steps"] == 7
+    assert found.set_params(steps=9).steps == 9
+    assert clone(found, safe=False) is not found
+    assert repr(found) == "DataAdaptive(layer-wise, not fitted)"
+    with pytest.raises(NotFittedError):
+        found.predict(batch(0), task="a")
+
+
+def test_parts_on_several_devices():
+    base, experts = family()
+    place = Placement(networks=("cpu", "cpu:0"))
+    one = DataAdaptive(base, experts, extractor(), steps=5, placement=place).fit(streams(experts))
+    other = DataAdaptive(base, experts, extractor(), steps=5).fit(streams(experts))
+    np.testing.assert_allclose(one.coefficients_, other.coefficients_, atol=1e-7)
+    with pytest.raises(BadInput, match="no device"):
+        Placement(vectors="cuda:7")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.update(experts={}), "no experts"),
+        (lambda a: a["experts"].update(d=nn.Linear(4, 3)), r"lacks 0\.weight, .*2\.weight"),
+        (lambda a: a.update(experts={"a": network(0), "b": network(0)}), "equals the base"),
+        (lambda a: a.update(steps=0), "0 steps"),
+        (lambda a: a.update(learning_rate=0.0), "learn nothing"),
+        (lambda a: a.update(heads={"a": nn.Identity()}), "'b' has no head"),
+        (lambda a: a.update(extractor=nn.Linear(5, 2)), "extractor cannot take"),
+        (lambda a: a["data"].clear(), "no data"),
+        (lambda a: a["data"].update(z=[batch(0)]), "'z' and no such expert"),
+        (lambda a: a["data"].update(a=[]), "task 'a' give no batch"),
+        (lambda a: a["data"].update(a=iter([batch(0)])), "passed over again"),
+        (lambda a: a["data"].update(a=[batch(0)[:0]]), "no samples"),
+        (lambda a: a["data"].update(a=[torch.randn(4, 5)]), "cannot take a batch"),
+    ],
+)
+def test_bad_input(change, message):
+    base, experts = family()
+    arguments = {"base": base, "experts": experts, "extractor": extractor(), "data": streams(experts)}
+    change(arguments)
+    data = arguments.pop("data")
+    with pytest.raises(BadInput, match=message):
+        DataAdaptive(**{"steps": 3, **arguments}).fit(data).predict(batch(0), task="a")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("level", "tensor"), ("bound", "tanh"), ("engine", "fast"), ("optimizer", "sgd")]
+)
+def test_bad_options(name, value):
+    base, experts = family()
+    with pytest.raises(BadInput, match=f"{name}='{value}'"):
+        DataAdaptive(base, experts, extractor()).set_params(**{name: value}).fit(streams(experts))
+
+
+def test_shapes_that_do_not_fit_are_listed():
+    base, experts = family(2)
+    wrong = {name: value.clone() for name, value in experts["b"].state_dict().items()}
+    wrong["0.weight"] = torch.zeros(9, 4)
+    vectors = {"a": experts["a"].state_dict(), "b": wrong}
+    with pytest.raises(BadInput, match=r"0\.weight is \(9, 4\) there and \(6, 4\) in the base"):
+        TaskVectors.of(base, vectors)
+
+
+def test_predictions_that_are_nan_fail_with_the_task_and_the_step():
+    base, experts = family()
+
+    class Breaks(nn.Module):
+        def forward(self, x):
+            return x / 0 * 0
+
+    heads = {task: (Breaks() if task == "b" else nn.Identity()) for task in experts}
+    with pytest.raises(WorkFailed, match="'b' became NaN in step 1 of 3"):
+        DataAdaptive(base, experts, extractor(), heads=heads, steps=3).fit(streams(experts))
+
+
+def test_nan_features_are_refused():
+    base, experts = family()
+    data = streams(experts)
+    data["a"][0][0, 0] = float("nan")
+    with pytest.raises(BadInput, match="NaN"):
+        DataAdaptive(base, experts, extractor(), steps=3).fit(data)
+
+
+def test_batches_do_not_serve_an_extractor_that_needs_raw_samples():
+    base, experts = family()
+    f = Extractor.of(nn.Linear(4, 3), prepare=lambda rows: torch.from_numpy(np.stack(rows)).float() * 2, tap="")
+    with pytest.raises(BadInput, match="Give a Probe"):
+        DataAdaptive(base, experts, f, steps=3).fit(streams(experts))
+    probes = {task: Probe.from_arrays(its[0].numpy()) for task, its in streams(experts).items()}
+    found = DataAdaptive(base, experts, f, steps=3).fit(
+        {task: Unlabelled(p, batch_size=4) for task, p in probes.items()}
+    )
+    assert found.predict(probes["a"], task="a").shape == (8,)
+
+
+def test_an_unknown_task_is_told():
+    with pytest.raises(BadInput, match="no task 'z'; there are a, b, c"):
+        fused(steps=2).predict(batch(0), task="z")

@@ -1,0 +1,450 @@
+"""Engines against explicitly merged models, network by network: what can be mixed, what cannot, and that it is told."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from taskatlas.errors import BadInput
+from taskatlas.merge.clusters import Clusters
+from taskatlas.merge.flat_model import FlatModel
+from taskatlas.merge.low_rank import LowRankVectors, task_vector_norms
+from taskatlas.merge.mixing import Mixing, mixed
+from taskatlas.merge.per_sample import PerSample
+from taskatlas.merge.task_network import TaskNetwork
+from taskatlas.merge.task_vectors import TaskVectors
+
+
+def perturbed(module, seed, scale=0.3):
+    """An expert: every floating-point tensor moved a little."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: value + scale * torch.randn(value.shape, generator=generator) * (value.abs().mean() + 0.05)
+        if value.is_floating_point() and "running" not in name
+        else value.clone()
+        for name, value in module.state_dict().items()
+    }
+
+
+def runs(module, engine="auto", experts=3, head=None):
+    module.eval()
+    vectors = TaskVectors.of(module, {f"e{i}": perturbed(module, i) for i in range(experts)})
+    network = TaskNetwork.each({"task": module}, vectors, None if head is None else {"task": head})["task"]
+    return PerSample(network, vectors, engine)
+
+
+def coefficients(vectors, count, layerwise=False, seed=0):
+    shape = (len(vectors.names), len(vectors.places)) if layerwise else (len(vectors.names),)
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def one_by_one(runs, batch, wanted):
+    """Logits of a model that is merged for each sample in turn."""
+    found = []
+    for row, scale in enumerate(wanted):
+        state = runs.vectors.state(runs.vectors.merged(scale))
+        one = {name: value[row : row + 1] for name, value in batch.items()} if isinstance(batch, dict) else None
+        inputs = runs.network.inputs(batch[row : row + 1] if one is None else one)
+        with torch.no_grad():
+            found.append(runs.network.logits(inputs, state))
+    return torch.cat(found)
+
+
+def check(runs, batch, count, layerwise, chosen):
+    wanted = coefficients(runs.vectors, count, layerwise)
+    expected = one_by_one(runs, batch, wanted)
+    found = runs(runs.network.inputs(batch), wanted)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert runs.chosen.startswith(chosen), runs.chosen
+    assert (expected - expected.mean(0)).abs().max() > 0.01
+
+
+class Convolutions(nn.Module):
+    """Every kind of layer that images meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.grouped = nn.Conv2d(6, 8, 3, stride=2, groups=2, padding="valid")
+        self.dilated = nn.Conv2d(8, 8, 3, padding=2, dilation=2, padding_mode="reflect")
+        self.group_norm = nn.GroupNorm(2, 8)
+        self.up = nn.ConvTranspose2d(8, 4, 2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        x = self.group_norm(self.dilated(self.grouped(x)))
+        return self.head(self.up(x).mean((2, 3)))
+
+
+class Raw(nn.Module):
+    """Weights that belong to no known layer: a class token, positions, a scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.places = nn.Embedding(5, 6)
+        self.project = nn.Linear(4, 6)
+        self.register_buffer("ids", torch.arange(5)[None])
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.project(x)], 1)
+        return x + self.places(self.ids)
+
+
+class Sequence(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.words = nn.Embedding(11, 4, padding_idx=0)
+        self.raw = Raw()
+        self.block = attention
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, ids):
+        return self.head(self.block(self.raw(self.words(ids)))[:, 0])
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize(("engine", "chosen"), [("auto", "mixing"), ("vmap", "")])
+def test_images(engine, chosen, layerwise):
+    torch.manual_seed(0)
+    module = Convolutions()
+    for _ in range(3):
+        module(torch.randn(8, 3, 9, 9))
+    check(runs(module, engine), torch.randn(5, 3, 9, 9), 5, layerwise, chosen)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("count", [5, 7])  # 5: as many samples as tokens
+def test_tokens_positions_and_torchs_attention(count, layerwise):
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=True)
+    batch = torch.randint(0, 11, (count, 4))
+    check(runs(Sequence(block)), batch, count, layerwise, "mixing")
+
+
+def test_attention_with_samples_on_the_second_axis_goes_to_another_engine():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(6, 2)
+
+        def forward(self, x):
+            x = x.transpose(0, 1)
+            return self.attention(x, x, x)[0].transpose(0, 1)
+
+    torch.manual_seed(0)
+    found = runs(Sequence(Turned()))
+    check(found, torch.randint(0, 11, (6, 4)), 6, False, "vmap")
+    assert "first axis" in found.chosen
+
+
+def test_a_table_shared_by_all_samples_goes_to_another_engine():
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(4, 1)
+            self.register_buffer("buckets", torch.arange(4)[:, None].expand(4, 4) % 3)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head((x[:, None] * self.table(self.buckets)[None, :, :, 0].softmax(-1)).sum(-1))
+
+    torch.manual_seed(0)
+    for count in (4, 6, 8):  # 4 and 8: buckets could pass for samples
+        found = runs(Biased())
+        check(found, torch.randn(count, 4), count, False, "vmap")
+        assert "same for all samples" in found.chosen
+
+
+def test_weights_used_behind_a_modules_back_are_noticed():
+    class Behind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return F.linear(self.one(x), self.two.weight)
+
+    torch.manual_seed(0)
+    found = runs(Behind())
+    check(found, torch.randn(5, 4), 5, False, "vmap")
+    assert "'two' is used without being called" in found.chosen
+    with pytest.raises(BadInput, match=r"cannot be mixed: .*'two'"):
+        runs(Behind(), "mixing")(found.network.inputs(torch.randn(5, 4)), coefficients(found.vectors, 5))
+
+
+def test_what_vmap_cannot_run_is_merged():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            y = F.linear(x, self.one.weight)
+            return self.two(-y if float(y.sum()) > 0 else y)
+
+    torch.manual_seed(0)
+    found = runs(Branches())
+    wanted = coefficients(found.vectors, 4)
+    x = torch.randn(4, 4)
+    torch.testing.assert_close(found(found.network.inputs(x), wanted), one_by_one(found, x, wanted))
+    assert found.chosen.startswith("merging")
+
+
+def test_tied_weights_are_mixed_under_both_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(7, 5)
+            self.head = nn.Linear(5, 7, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, ids):
+            return self.head(self.words(ids).mean(1))
+
+    torch.manual_seed(0)
+    module = Tied()
+    experts = {f"e{i}": perturbed(module, i) for i in range(2)}
+    for expert in experts.values():
+        expert["head.weight"] = expert["words.weight"]
+    vectors = TaskVectors.of(module, experts)
+    assert vectors.ties
+    found = PerSample(TaskNetwork.each({"task": module}, vectors)["task"], vectors)
+    check(found, torch.randint(0, 7, (4, 3)), 4, False, "mixing")
+
+
+def test_equal_coefficients_are_merged_once():
+    torch.manual_seed(0)
+    found = runs(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)))
+    wanted = coefficients(found.vectors, 1).expand(6, -1)
+    x = torch.randn(6, 4)
+    torch.testing.assert_close(found(found.network.inputs(x), wanted), one_by_one(found, x, wanted))
+    assert found.chosen == "merging: 1 different coefficients in 6 samples"
+
+
+def test_many_positions_are_mixed_a_few_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr("taskatlas.merge.mixing._WORKSPACE", 40)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Flatten(), nn.Linear(9 * 5, 3))
+    check(runs(module), torch.randn(4, 5, 4), 4, True, "mixing")
+
+
+def test_the_network_is_as_it_was_after_mixing_even_where_it_failed():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval()
+    found = runs(module, "mixing")
+    x = torch.randn(4, 4)
+    before = module(x)
+    with pytest.raises(BadInput):
+        found(found.network.inputs(torch.randn(4, 5)), coefficients(found.vectors, 4))
+    with pytest.raises(RuntimeError), mixed(module, Mixing(found.vectors, coefficients(found.vectors, 4))):
+        raise RuntimeError
+    assert torch.equal(module(x), before)
+    assert "forward" not in module[0].__dict__
+
+
+# Hugging Face
+
+
+def hugging_face(name, **sizes):
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")
+    return transformers, config(**sizes)
+
+
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def test_clips_image_tower():
+    transformers, config = hugging_face("CLIPVision", **SMALL, image_size=16, patch_size=8)
+    module = transformers.CLIPVisionModel(config)
+    found = runs(module, head=lambda output: output.pooler_output)
+    check(found, {"pixel_values": torch.randn(6, 3, 16, 16)}, 6, True, "mixing")
+
+
+def test_bert_with_padding():
+    transformers, config = hugging_face("Bert", **SMALL, vocab_size=30, num_labels=3)
+    module = transformers.BertForSequenceClassification(config)
+    mask = torch.ones(6, 7, dtype=torch.int64)
+    mask[::2, 4:] = 0
+    check(runs(module), {"input_ids": torch.randint(0, 30, (6, 7)), "attention_mask": mask}, 6, False, "mixing")
+
+
+def test_an_image_network_of_convolutions():
+    transformers, config = hugging_face("ResNet", embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], num_labels=3)
+    module = transformers.ResNetForImageClassification(config)
+    check(runs(module), {"pixel_values": torch.randn(4, 3, 32, 32)}, 4, False, "mixing")
+
+
+def t5(**more):
+    transformers, config = hugging_face(
+        "T5", vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0, **more
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def test_an_encoder_decoder_answers_with_its_first_token():
+    module = t5()
+    experts = {f"e{i}": perturbed(module, i) for i in range(3)}
+    for expert in experts.values():
+        tied = [name for name in expert if name.endswith("embed_tokens.weight") or name == "lm_head.weight"]
+        expert.update(dict.fromkeys(tied, expert["shared.weight"]))
+    vectors = TaskVectors.of(module, experts)
+    found = PerSample(TaskNetwork.each({"task": module}, vectors)["task"], vectors)
+    batch = {"input_ids": torch.randint(2, 40, (4, 6)), "attention_mask": torch.ones(4, 6, dtype=torch.int64)}
+    inputs = found.network.inputs(batch)
+    assert inputs["decoder_input_ids"].tolist() == [[0]] * 4
+    wanted = coefficients(found.vectors, 4)
+    torch.testing.assert_close(found(inputs, wanted), one_by_one(found, batch, wanted), rtol=1e-5, atol=1e-5)
+    assert found.chosen.startswith(("vmap", "merging"))  # its table of relative positions belongs to no sample
+
+
+# Low-rank experts
+
+
+def adapters(folder, module, count=3, rank=2, seed=0):
+    """PEFT folders for the query and value projections."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for i in range(count):
+        place = folder / f"e{i}"
+        place.mkdir()
+        tensors = {}
+        for name, value in module.state_dict().items():
+            if name.endswith((".q.weight", ".v.weight")):
+                rows, columns = value.shape
+                key = f"base_model.model.{name.removesuffix('.weight')}"
+                tensors[f"{key}.lora_A.weight"] = torch.randn(rank, columns, generator=generator) / 3
+                tensors[f"{key}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) / 3
+        save_file(tensors, place / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q", "v"]}
+        (place / "adapter_config.json").write_text(json.dumps(config))
+        found[f"e{i}"] = place
+    return found
+
+
+def densely(module, folders, rank=2):
+    """The same experts as whole weights, made by hand."""
+    from safetensors.torch import load_file
+
+    dense = {}
+    for name, place in folders.items():
+        factors = load_file(place / "adapter_model.safetensors")
+        state = {key: value.clone() for key, value in module.state_dict().items()}
+        for key in state:
+            prefix = f"base_model.model.{key.removesuffix('.weight')}"
+            if f"{prefix}.lora_A.weight" in factors:
+                state[key] += 2 * factors[f"{prefix}.lora_B.weight"] @ factors[f"{prefix}.lora_A.weight"]
+        dense[name] = state
+    return TaskVectors.of(module, dense)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_low_rank_experts_are_merged_and_mixed_as_their_products_would_be(tmp_path, layerwise):
+    module = t5()
+    folders = adapters(tmp_path, module)
+    low, dense = LowRankVectors.of(module, folders), densely(module, folders)
+    assert low.names == dense.names
+    assert low.bytes < dense.bytes / 2
+    wanted = coefficients(low, 4, layerwise)
+    columns = [list(dense.places).index(name) for name in low.places]
+    for scale in wanted:
+        spread = torch.zeros(len(dense.names), len(dense.places))
+        spread[:, columns] = scale if layerwise else scale[:, None].expand(-1, len(columns))
+        torch.testing.assert_close(low.state(low.merged(scale)), dense.state(dense.merged(spread)))
+    found = PerSample(TaskNetwork.each({"task": module}, low)["task"], low)
+    batch = {"input_ids": torch.randint(2, 40, (4, 6)), "attention_mask": torch.ones(4, 6, dtype=torch.int64)}
+    check(found, batch, 4, layerwise, "mixing")
+
+
+@pytest.mark.parametrize("level", ["task", "layer"])
+def test_gradients_of_low_rank_experts_are_those_of_dense_ones(tmp_path, level):
+    module = t5()
+    folders = adapters(tmp_path, module)
+    low, dense = LowRankVectors.of(module, folders), densely(module, folders)
+    batch = {"input_ids": torch.randint(2, 40, (4, 6)), "attention_mask": torch.ones(4, 6, dtype=torch.int64)}
+    gradients = []
+    for vectors in (low, dense):
+        model, network = FlatModel(vectors), TaskNetwork.each({"task": module}, vectors)["task"]
+        model.merge(torch.full((3,), 0.3))
+        model.backward(network.logits(network.inputs(batch), model.tensors).square().mean())
+        gradients.append(model.gradient_of_coefficients(level))
+    if level == "layer":
+        gradients[1] = gradients[1][:, [list(dense.places).index(name) for name in low.places]]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    assert gradients[0].abs().max() > 1e-4
+
+
+def test_norms_of_task_vectors(tmp_path):
+    module = t5()
+    folders = adapters(tmp_path, module)
+    low, dense = LowRankVectors.of(module, folders), densely(module, folders)
+    expected = torch.stack(
+        [torch.stack([row[place].norm() for place in dense.places.values()]) for row in dense.deltas]
+    )
+    torch.testing.assert_close(task_vector_norms(dense), expected.double())
+    columns = [list(dense.places).index(name) for name in low.places]
+    torch.testing.assert_close(task_vector_norms(low), expected[:, columns].double(), rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_that_change_nothing_are_dropped_or_refused(tmp_path):
+    module = t5()
+    folders = adapters(tmp_path, module, count=2)
+    from safetensors.torch import load_file
+
+    tensors = load_file(folders["e1"] / "adapter_model.safetensors")
+    zero = {key: torch.zeros_like(value) if "lora_B" in key else value for key, value in tensors.items()}
+    save_file(zero, folders["e1"] / "adapter_model.safetensors")
+    assert LowRankVectors.of(module, folders).dropped == ("e1",)
+    with pytest.raises(BadInput, match="no adapter changes anything"):
+        LowRankVectors.of(module, {"e1": folders["e1"]})
+    with pytest.raises(BadInput, match="no adapters"):
+        LowRankVectors.of(module, {})
+
+
+# Clusters
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_a_clusters_model_is_within_the_stated_bound(layerwise):
+    torch.manual_seed(0)
+    vectors = runs(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))).vectors
+    wanted = coefficients(vectors, 40, layerwise)
+    clusters = Clusters.of(wanted, vectors, count=5)
+    which, bounds = clusters.assign(wanted)
+    assert len(clusters.centres) == 5
+    apart = [
+        (vectors.merged(scale) - vectors.merged(clusters.centres[cluster])).norm()
+        for scale, cluster in zip(wanted, which, strict=True)
+    ]
+    assert all(distance <= bound * (1 + 1e-5) for distance, bound in zip(apart, bounds, strict=True))
+    assert max(distance / bound for distance, bound in zip(apart, bounds, strict=True)) > 0.3  # and it says something
+    more = Clusters.of(wanted, vectors, count=20)
+    assert more.assign(wanted)[1].mean() < bounds.mean()
+    every = Clusters.of(wanted, vectors, count=100)
+    np.testing.assert_allclose(every.assign(wanted)[1], 0, atol=1e-6)
+
+
+def test_merged_models_are_kept_and_the_oldest_goes(monkeypatch):
+    torch.manual_seed(0)
+    vectors = runs(nn.Linear(4, 3)).vectors
+    clusters = Clusters.of(coefficients(vectors, 9), vectors, count=3, kept=2)
+    first = clusters.model(0)
+    torch.testing.assert_close(first, vectors.state(vectors.merged(clusters.centres[0])))
+    assert clusters.model(0) is first
+    clusters.model(1)
+    assert clusters.model(0) is first
+    clusters.model(2)
+    clusters.model(1)
+    assert clusters.model(0) is not first
+    with pytest.raises(BadInput, match="no cluster 3"):
+        clusters.model(3)
+    with pytest.raises(BadInput, match="0 clusters"):
+        Clusters.of(coefficients(vectors, 9), vectors, count=0)

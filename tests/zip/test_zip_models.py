@@ -1,0 +1,366 @@
+"""Zipping whole networks: permuted copies, self-merges, stops, calibration, files, and what is refused."""
+
+import copy
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from tests.zip import networks
+from tests.zip.test_axis_networks import cifar_resnet, projection_resnet
+from torch import nn
+
+from taskatlas.errors import BadInput
+from taskatlas.merge.axis_groups import AxisGroups
+from taskatlas.merge.axis_run import generic_weights
+from taskatlas.merge.zipped import cost_of
+from taskatlas.merge.zipped_network import ZippedNetwork
+from taskatlas.merge.zipping import zip_models
+from taskatlas.probe import Probe
+from taskatlas.zoo import Checkpoint
+
+IMAGES = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+VECTORS = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
+WORDS = torch.randn(60, 3, 6, generator=torch.Generator().manual_seed(2))
+CASES = {
+    "mlp": (networks.mlp, VECTORS),
+    "vgg": (networks.vgg, IMAGES),
+    "resnet": (networks.ImageNetResNet, IMAGES),
+    "option A": (cifar_resnet, IMAGES),
+    "option B": (projection_resnet, IMAGES),
+    "convnext": (networks.ConvNeXt, IMAGES),
+    "densenet": (networks.DenseNet, IMAGES),
+    "unet": (networks.UNet, IMAGES),
+    "resnext": (networks.ResNeXt, IMAGES),
+    "pixel shuffle": (networks.SuperResolution, IMAGES),
+    "written into zeros": (networks.Filled, VECTORS),
+    "fused attention": (lambda: networks.Block(networks.FusedAttention()), WORDS),
+    "interleaved attention": (lambda: networks.Block(networks.InterleavedAttention()), WORDS),
+    "grouped attention": (lambda: networks.Block(networks.GroupedAttention()), WORDS),
+    "mixer": (networks.Mixer, IMAGES),
+}
+
+
+@cache
+def case(name):
+    """A network with weights that hide nothing, its groups, and data."""
+    build, data = CASES[name]
+    torch.manual_seed(0)
+    network = build().eval()
+    network.load_state_dict(
+        generic_weights(network)
+        | {key: value for key, value in network.state_dict().items() if not value.is_floating_point()}
+    )
+    return network, AxisGroups.of(network, data[:2]), data
+
+
+def with_weights(network, weights):
+    other = copy.deepcopy(network)
+    other.load_state_dict(weights)
+    return other
+
+
+def relative(found, expected):
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+def run(network, data):
+    return network(data)
+
+
+# Laws
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "zip") for name in CASES), ("resnet", "permute"), ("unet", "permute"), ("grouped attention", "permute")],
+)
+def test_a_permuted_copy_is_aligned_back(name, method):
+    network, groups, data = case(name)
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
+    zipped = zip_models([network, other], data, method=method, calibration=None, groups=groups)
+    assert relative(run(zipped.network, data), run(network, data)) < 1e-4
+    assert min(zipped.aligned.agreements.values()) > 0.999
+    assert zipped.notes == ()
+    # and not because there was nothing to do
+    averaged = zip_models([network, other], data, method="identity", calibration=None, groups=groups)
+    assert relative(run(averaged.network, data), run(network, data)) > 0.01
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "densenet", "fused attention"])
+def test_weights_alone_align_a_permuted_copy(name):
+    network, groups, data = case(name)
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
+    zipped = zip_models([network, other], data, method="weight_matching", calibration=None, groups=groups)
+    assert relative(run(zipped.network, data), run(network, data)) < 1e-4
+    assert min(zipped.aligned.agreements.values()) > 0.999
+
+
+@pytest.mark.parametrize("method", ["zip", "permute", "cycle_consistent", "weight_matching", "identity"])
+@pytest.mark.parametrize("models", [2, 3])
+def test_a_self_merge_gives_the_model_back(method, models):
+    network, groups, data = case("resnet")
+    zipped = zip_models([network] * models, data, method=method, calibration=None, groups=groups)
+    for name, value in network.state_dict().items():
+        assert torch.allclose(zipped.network.state_dict()[name], value, rtol=1e-6, atol=0), name
+
+
+@pytest.mark.parametrize(
+    ("name", "calibration"),
+    [
+        *((name, "least_squares") for name in ("mlp", "resnet", "densenet", "convnext", "fused attention")),
+        *((name, "repair") for name in ("vgg", "densenet")),
+    ],
+)
+def test_calibrating_a_self_merge_leaves_its_function(name, calibration):
+    network, groups, data = case(name)
+    zipped = zip_models([network, network], data, calibration=calibration, groups=groups)
+    assert relative(run(zipped.network, data), run(network, data)) < (1e-3 if calibration == "least_squares" else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "calibration"),
+    [("vgg", None), ("resnet", None), ("fused attention", None), ("resnet", "least_squares")],
+)
+def test_every_stop_of_a_permuted_copy_keeps_the_function(name, calibration):
+    network, groups, data = case(name)
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
+    for stop in groups.stops[1 :: 4 if calibration is None else 6]:
+        zipped = zip_models([network, other], data, stop_at=stop.place, calibration=calibration, groups=groups)
+        for output in run(zipped.network, data):
+            assert relative(output, run(network, data)) < 1e-3, stop.place
+
+
+# Networks that differ
+
+
+@cache
+def digits():
+    """Two small networks trained apart on handwritten digits, from different seeds; data, labels."""
+    from sklearn.datasets import load_digits
+
+    from taskatlas.learn import train
+
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.tensor(y)
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(
+            nn.Sequential(
+                *(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3, padding=1)),
+                *(nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 32), nn.ReLU(), nn.Linear(32, 10)),
+            )
+        )
+    train(models, x[:1200], [y[:1200]] * 2, epochs=6, learning_rate=3e-3)
+    return models, x, y
+
+
+def right(network, x, y):
+    return float((run(network, x).argmax(1) == y).float().mean())
+
+
+def test_matching_and_calibration_beat_averaging():
+    models, x, y = digits()
+    unseen, answers = x[1200:], y[1200:]
+    assert min(right(model, unseen, answers) for model in models) > 0.85
+    found = {
+        (method, calibration): right(
+            zip_models(models, x[:400], method=method, calibration=calibration, seed=0).network, unseen, answers
+        )
+        for method, calibration in (
+            ("identity", None),
+            ("permute", None),
+            ("zip", None),
+            ("zip", "repair"),
+            ("zip", "least_squares"),
+        )
+    }
+    assert found["permute", None] > found["identity", None] + 0.05
+    assert found["zip", None] > found["identity", None] + 0.1
+    assert found["zip", "least_squares"] > found["zip", None]
+    assert found["zip", "least_squares"] > 0.8
+    assert found["zip", "repair"] > found["identity", None] + 0.1
+
+
+def test_later_stops_cost_less_and_lose_more():
+    models, x, _ = digits()
+    costs, errors = [], []
+    for stop in ("2", "4", "7"):
+        zipped = zip_models(models, x[:300], stop_at=stop)
+        costs.append(cost_of(zipped.network, x[:50]).macs)
+        errors.append(
+            sum(relative(out, run(model, x)) for out, model in zip(run(zipped.network, x), models, strict=True))
+        )
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] < sum(cost_of(model, x[:50]).macs for model in models)
+    assert errors == sorted(errors)
+
+
+def test_heads_may_differ_after_the_stop():
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+    models = [nn.Sequential(copy.deepcopy(trunk), nn.Linear(8, classes)).eval() for classes in (2, 5)]
+    zipped = zip_models(models, VECTORS, stop_at="1:input")
+    small, large = run(zipped.network, VECTORS)
+    assert relative(small, run(models[0], VECTORS)) < 1e-4
+    assert relative(large, run(models[1], VECTORS)) < 1e-4
+    with pytest.raises(BadInput, match=r"differ in 1\.weight, 1\.bias: 1\.weight has shapes \(2, 8\) and \(5, 8\)"):
+        zip_models(models, VECTORS)
+
+
+def test_three_networks_are_one():
+    network, groups, data = case("vgg")
+    others = [
+        with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(seed))) for seed in (3, 4)
+    ]
+    for method in ("permute", "cycle_consistent", "zip"):
+        zipped = zip_models([network, *others], data, method=method, groups=groups, calibration=None)
+        assert relative(run(zipped.network, data), run(network, data)) < 1e-4
+
+
+# The result
+
+
+def test_heads_by_position_and_by_name():
+    network, groups, data = case("resnet")
+    zipped = zip_models(
+        [Checkpoint("one", module=network), Checkpoint("other", module=network)], data, stop_at="layer1", groups=groups
+    )
+    assert isinstance(zipped.network, ZippedNetwork)
+    both = run(zipped.network, data)
+    assert (zipped.network(data, head="other") == both[1]).all()
+    assert (zipped.network(data, head=0) == both[0]).all()
+    assert repr(zipped) == f"Zipped(one, other; up to layer1, {len(zipped.aligned.alignments)} groups aligned)"
+    with pytest.raises(BadInput, match=r"no head 'third'\. There are: one, other"):
+        zipped.network(data, head="third")
+    assert run(zipped.network, data[:1])[0].shape == (1, 5)  # of any number of samples
+
+
+def test_the_trunk_runs_once():
+    network, groups, data = case("resnet")
+    zipped = zip_models([network, network], data, stop_at="layer2", calibration=None, groups=groups)
+    whole, head = cost_of(network, data).macs, 24 * 5
+    assert cost_of(zipped.network, data).macs == whole + head
+
+
+@pytest.mark.parametrize(("name", "stop"), [("mlp", None), ("resnet", "layer1")])
+def test_one_file_opens_without_the_models_code(name, stop, tmp_path):
+    network, groups, data = case(name)
+    zipped = zip_models([network, network], data, stop_at=stop, groups=groups, calibration=None)
+    zipped.save(tmp_path / "zipped.pt2")
+    opened = torch.export.load(tmp_path / "zipped.pt2").module()
+    expected = run(zipped.network, data[:7])
+    found = run(opened, data[:7])
+    for one, other in zip([expected] if stop is None else expected, [found] if stop is None else found, strict=True):
+        assert relative(one, other) < 1e-6
+
+
+def test_the_networks_are_left_as_they_were():
+    network, groups, data = case("vgg")
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    zip_models([network, network], data, groups=groups, stop_at="4")
+    assert network.training
+    network.eval()
+    assert all((value == before[name]).all() for name, value in network.state_dict().items())
+
+
+def test_the_same_every_time():
+    models, x, _ = digits()
+    one, other = (zip_models(models, x[:200], seed=5).network.state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_data_may_come_in_any_form():
+    models, x, _ = digits()
+    probe = Probe.from_arrays(x[:100].numpy())
+    results = [
+        zip_models(models, data, batch_size=50, calibration=None).network
+        for data in (x[:100], probe, [x[:50], x[50:100]], [(x[:50],), (x[50:100],)], iter([x[:50], x[50:100]]))
+    ]
+    for result in results[1:]:
+        assert relative(run(result, x), run(results[0], x)) < 1e-3
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": 1}, "1 model cannot be zipped"),
+        ({"stop_at": "7:input"}, r"no legal stop.*Choose one of: 0, 1"),
+        ({"method": "sew"}, "method='sew' is no way to zip. Choose one of: zip, permute"),
+        ({"calibration": "magic"}, "Choose one of: least_squares, repair, reset, None"),
+        ({"probe": VECTORS[:0]}, "no samples"),
+        ({"probe": VECTORS[:1]}, "one sample"),
+    ],
+)
+def test_bad_input_is_told(change, said, as_installed):
+    network, groups, data = case("mlp")
+    models = [network] * change.pop("models", 2)
+    with pytest.raises(BadInput, match=said):
+        zip_models(**{"models": models, "probe": data, "groups": groups} | change)
+
+
+def test_other_widths_are_told_by_tensor():
+    network, groups, data = case("mlp")
+    wide = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 7), nn.Tanh(), nn.Linear(7, 4))
+    with pytest.raises(BadInput, match=r"model 0 and model 1 differ in 0\.weight, 0\.bias, 2\.weight.*\(12, 6\)"):
+        zip_models([network, wide], data, groups=groups)
+
+
+def test_nan_activations_are_told_by_layer():
+    network, groups, data = case("mlp")
+    broken = copy.deepcopy(network)
+    broken[2].weight.data[0, 0] = float("nan")
+    with pytest.raises(BadInput, match="model 1 gives NaN or infinite values at '2'"):
+        zip_models([network, broken], data, groups=groups)
+
+
+def test_networks_that_hardly_agree_and_few_samples_are_noted():
+    network, groups, data = case("mlp")
+    torch.manual_seed(7)
+    stranger = networks.mlp()
+    notes = zip_models([network, stranger], data[:9], groups=groups, calibration=None).notes
+    assert any("9 samples are fewer than the 10 units" in note for note in notes)
+    random = with_weights(network, {name: torch.randn_like(value) for name, value in network.state_dict().items()})
+    assert not np.isnan(list(zip_models([network, random], data, groups=groups).aligned.agreements.values())).any()
+
+
+def test_a_network_that_branches_is_merged_by_groups_given_by_hand():
+    torch.manual_seed(0)
+    network = networks.Branching().eval()
+    hidden = {
+        "name": "hidden",
+        "size": 6,
+        "members": [
+            {"tensor": "one.weight", "axis": 0},
+            {"tensor": "one.bias", "axis": 0},
+            {"tensor": "two.weight", "axis": 1, "role": "in"},
+        ],
+        "taps": [{"place": "one", "axis": 1}],
+    }
+    groups = AxisGroups.from_dict({"groups": [hidden]}).checked(network, VECTORS[:2])
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(1)))
+    zipped = zip_models([network, other], VECTORS, groups=groups, calibration=None)
+    assert relative(run(zipped.network, VECTORS), run(network, VECTORS)) < 1e-4
+    with pytest.raises(BadInput, match=r"cannot be followed.*groups given by hand and calibration=None"):
+        zip_models([network, other], VECTORS, groups=groups)
+    with pytest.raises(BadInput, match="by hand"):
+        zip_models([network, other], VECTORS)
+
+
+@pytest.mark.parametrize("calibration", ["least_squares", "repair"])
+def test_units_that_never_vary_are_no_trouble(calibration):
+    network, groups, data = case("vgg")
+    dead = copy.deepcopy(network)
+    with torch.no_grad():
+        dead[1].weight[:3] = 0
+        dead[1].bias[:3] = -1
+    zipped = zip_models([dead, network], data, groups=groups, calibration=calibration)
+    assert bool(run(zipped.network, data).isfinite().all())
+    both = zip_models([dead, dead], data, groups=groups, calibration=None)
+    assert relative(run(both.network, data), run(dead, data)) < 1e-5
