@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--part", choices=("agreement", "discovered", "splits"), required=True)
     parser.add_argument("--images", type=int, default=2500)
-    parser.add_argument("--target", default="0,1,8,9", help="classes of group 1; default: CIFAR-10's vehicles")
+    parser.add_argument("--target", default="0,1,2,3,8", help="classes of group 1")
     parser.add_argument("--steps", type=int, default=80, help="of the search")
     given = parser.parse_args(arguments)
     data = ta.Probe.open(given.data)
