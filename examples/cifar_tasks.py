@@ -48,8 +48,8 @@ def agreement(data: ta.Probe) -> None:
 
 def discovered(data: ta.Probe, steps: int) -> None:
     """Tasks that a search finds."""
-    search = ta.Search(steps=steps, inner_steps=30, inner_rate=0.3, batch_size=128, asked=128)
-    found = ta.discover_tasks(data, "small_cnn", n_tasks=2, width=4, search=search, size=SIZE, seed=0)
+    search = ta.Search(steps=steps, coefficient=4.0, inner_rate=0.5)
+    found = ta.discover_tasks(data, "small_cnn", n_tasks=3, width=3, search=search, size=SIZE, seed=0)
     print(f"similarity of the discovered tasks: {mean_similarity(found.tasks):.3f}; notes: {found.notes}", flush=True)
     score("discovered", found.tasks, data)
 
@@ -60,9 +60,9 @@ def score(kind: str, tasks: Sequence[ta.Task], data: ta.Probe) -> None:
     print_scores(kind, ta.agreement_scores(tasks, "small_cnn", data, **settings))
 
 
-def splits(data: ta.Probe) -> None:
+def splits(data: ta.Probe, group: Sequence[int]) -> None:
     """Splits by untrained networks, and their controls."""
-    target = group_target(data)
+    target = group_target(data, group)
     made = [ta.untrained_split(target, "small_cnn", data, size=SIZE, seed=seed, reserve=0.1) for seed in range(1)]
     kinds = {
         "untrained network, halved within each class": made,
@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--part", choices=("agreement", "discovered", "splits"), required=True)
     parser.add_argument("--images", type=int, default=2500)
-    parser.add_argument("--steps", type=int, default=40, help="of the search")
+    parser.add_argument("--target", default="0,1,2,3,8", help="classes of group 1")
+    parser.add_argument("--steps", type=int, default=80, help="of the search")
     given = parser.parse_args(arguments)
     data = ta.Probe.open(given.data)
     data = data.take(np.arange(min(given.images, len(data))))
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.part == "discovered":
         discovered(data, given.steps)
     else:
-        splits(data)
+        splits(data, [int(one) for one in given.target.split(",")])
 
 
 if __name__ == "__main__":

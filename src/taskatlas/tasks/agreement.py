@@ -21,7 +21,7 @@ from taskatlas.learn import IGNORED, new_network, outputs, train
 from taskatlas.probe import Probe
 from taskatlas.probe.forward import chosen_device
 from taskatlas.store import Store, atomic_write, digest
-from taskatlas.tasks.jobs import identified, seed_of, stored
+from taskatlas.tasks.jobs import fitting_threads, identified, seed_of, stored
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network, hold_out
 from taskatlas.tasks.task import LEAST, Task, check_class_rates
 from taskatlas.tasks.task_sets import random_tasks, untrained_tasks
@@ -365,7 +365,8 @@ def _measure(
             few = data.take(np.arange(min(2, len(data))))
             labels = np.stack([tasks[i].labels for i in positions])
             jobs.append((keep if key else None, key, work, learner, few, x, labels, *rows, training))
-    done = run_jobs(_stored_block, jobs, engine=engine, description="training learners")
+    with fitting_threads(x):
+        done = run_jobs(_stored_block, jobs, engine=engine, description="training learners")
     found: list[list[np.ndarray]] = [[] for _ in tasks]
     for (_, positions), block in zip([group for group in groups for _ in range(seeds)], done, strict=True):
         for position, row in zip(positions, block, strict=True):

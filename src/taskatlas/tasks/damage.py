@@ -21,7 +21,7 @@ from taskatlas.probe.forward import chosen_device
 from taskatlas.store import Store, atomic_write
 from taskatlas.tasks.adversarial import Balance, Polarity, adversarial_split, controls
 from taskatlas.tasks.agreement import Training, mean_interval
-from taskatlas.tasks.jobs import identified, seed_of, stored
+from taskatlas.tasks.jobs import fitting_threads, identified, seed_of, stored
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network
 from taskatlas.tasks.similarity import similarity
 from taskatlas.tasks.split import RESERVED, TEST, TRAIN, Split
@@ -244,7 +244,8 @@ def measure_splits(
             work = {"classes": classes, "repeat": seed_of(seed, "fall", repeat), "size": size, **asdict(training)}
             key = identified(templates[classes], data, parts, targets)
             jobs.append((keep if key else None, key, work, learner, few, x, parts, targets, training))
-    done = run_jobs(_stored_block, jobs, engine=engine, description="training on splits")
+    with fitting_threads(x):
+        done = run_jobs(_stored_block, jobs, engine=engine, description="training on splits")
     found: list[list[np.ndarray]] = [[] for _ in splits]
     for (_, positions), block in zip([group for group in groups for _ in range(seeds)], done, strict=True):
         for position, row in zip(positions, block, strict=True):

@@ -20,7 +20,7 @@ from taskatlas.probe.forward import chosen_device
 from taskatlas.store import atomic_write, digest
 from taskatlas.tasks.diversity import information_with, pairwise_information, uniformity
 from taskatlas.tasks.encoder import TaskEncoder, soft_labels
-from taskatlas.tasks.jobs import seed_of
+from taskatlas.tasks.jobs import fitting_threads, seed_of
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, canonical, fresh_network, hold_out
 from taskatlas.tasks.task import Task
 from taskatlas.tasks.task_sets import rotated_heads
@@ -256,7 +256,8 @@ def discover_tasks(
         search, learner, data.take(np.arange(min(2, len(data)))), classes, size, seed, x, looked, rows, heads, others
     )
     key = _key(template, labelling, data, given, search, n_tasks, classes, width, held_out, seed, split_seed, known)
-    history = _run(job, network, key, state, watch)
+    with fitting_threads(x):
+        history = _run(job, network, key, state, watch)
     h = network.embed(looked)
     found = _tasks(soft_labels(h, heads, search.temperature), data.ids, seed)
     back = np.argsort(order)  # to the order in which the data came

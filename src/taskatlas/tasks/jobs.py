@@ -1,10 +1,13 @@
 """What the room's jobs have in common: seeds that follow from names, and numbers that stay in the store."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.learn import Network
@@ -12,6 +15,7 @@ from taskatlas.probe import Probe
 from taskatlas.store import Store, digest
 
 _NUMBERS = "numbers.npy"
+_SMALL = 256  # numbers in a sample
 
 
 def seed_of(*names: Any) -> int:
@@ -22,6 +26,21 @@ def seed_of(*names: Any) -> int:
         (True, False)
     """
     return int(digest(*names)[:11], 16)
+
+
+@contextmanager
+def fitting_threads(x: Tensor) -> Iterator[None]:
+    """One arithmetic thread while small samples are learned from: on more, threads wait for each other.
+
+    Sums then round alike whatever the number of cores. Afterwards torch has as many threads as before.
+    """
+    before = torch.get_num_threads()
+    if x[0].numel() <= _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def identified(network: Network, data: Probe, *others: Any) -> dict[str, str] | None:

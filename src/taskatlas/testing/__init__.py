@@ -10,18 +10,22 @@ from taskatlas.testing.space import (
     check_kernel,
     check_selection,
 )
+from taskatlas.testing.tasks import SPLIT_LAWS, SplitLaws, check_split
 
 __all__ = [
     "DIVERGENCE_LAWS",
     "KERNEL_LAWS",
     "MERGE_LAWS",
     "SELECTION_LAWS",
+    "SPLIT_LAWS",
     "DivergenceLaws",
     "KernelLaws",
     "MergeLaws",
     "SelectionLaws",
+    "SplitLaws",
     "check_divergence",
     "check_kernel",
     "check_merge",
     "check_selection",
+    "check_split",
 ]
