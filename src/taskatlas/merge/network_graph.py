@@ -1,5 +1,6 @@
 """A network as a flat graph of ATen operations without side effects, which can be cut in two and run step by step."""
 
+import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -210,8 +211,10 @@ def _exported(network: _Flat, leaves: list[Any]) -> GraphModule:
 
     def export(most: int) -> GraphModule:
         shapes = (free_axes(leaves, most),)
-        program = torch.export.export(network, tuple(leaves), dynamic_shapes=shapes, strict=False)
-        module: GraphModule = program.run_decompositions({}).module(check_guards=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what export would like to be otherwise in somebody's network
+            program = torch.export.export(network, tuple(leaves), dynamic_shapes=shapes, strict=False)
+            module: GraphModule = program.run_decompositions({}).module(check_guards=False)
         return module
 
     try:

@@ -190,14 +190,15 @@ class Evaluation:
 
         models = self.models("known")
         if ax is None:
-            ax = plt.subplots(figsize=(max(5, 1.2 * len(self.tasks) + 2), 4), layout="constrained")[1]
+            ax = plt.subplots(figsize=(max(6.5, 1.2 * len(self.tasks) + 3), 4), layout="constrained")[1]
         width = 0.8 / len(models)
         for position, model in enumerate(models):
             found = [self.accuracy(model, task) for task in self.tasks]
             places = [i + (position - (len(models) - 1) / 2) * width for i in range(len(self.tasks))]
             ax.bar(places, [one.value for one in found], width, yerr=[one.error for one in found], label=model)
         ax.set_xticks(range(len(self.tasks)), self.tasks)
-        ax.set(ylim=(0, 1), ylabel="accuracy", title="Accuracy by task, heads known; bars: standard error")
+        ax.set(ylim=(0, 1), ylabel="accuracy")
+        ax.set_title("Accuracy by task, heads known, ± standard error", loc="left")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return ax
 

@@ -1,5 +1,6 @@
 """What zipping gives: a network, how its parts agree, what it costs, and one file of it."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -92,7 +93,8 @@ class Zipped:
         """
         leaves = flat_inputs(self.example)
         flat = _ByPosition(self.network, tuple(self.example) if isinstance(self.example, Mapping) else ())
-        with quiet(self.network):
+        with quiet(self.network), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what export would like to be otherwise in somebody's network
             program = torch.export.export(flat, tuple(leaves), dynamic_shapes=(free_axes(leaves, 1),), strict=False)
         content = BytesIO()
         torch.export.save(program, content)
