@@ -1,6 +1,7 @@
 """What every test shares: shape checks on, a store of its own, and real data where a machine has it."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ REAL_INPUT = Path(os.environ.get("TASKATLAS_REAL_INPUT", Path(__file__).parents[
 def store_of_this_test(tmp_path_factory, monkeypatch):
     """Results of one test never reach another, nor the user's own store."""
     monkeypatch.setenv("TASKATLAS_STORE", str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(autouse=True)
+def figures_closed():
+    """What a test draws and leaves open does not count as left open by the next."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session")

@@ -261,7 +261,7 @@ def test_a_table_and_a_picture():
     ax = found.plot()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["net", "other", "individual"]
     assert ax.get_ylabel()
-    assert "standard error" in ax.get_title()
+    assert "standard error" in ax.get_title("left")
 
 
 def test_a_score_of_nothing_right_has_no_error():

@@ -19,7 +19,7 @@ app = App(
     taskatlas train imagenet/train --model timm:resnet50 --workers 8 --out run
     taskatlas train a.parquet --model nets.py:build --probe b.parquet --out run
     taskatlas train photos/ --model small_cnn --classes tasks.json:pets
-    taskatlas train imagenet/train --model timm:resnet50 --split splits/splits/01.npz --out broken
+    taskatlas train photos/ --model timm:resnet50 --split 01.npz --out broken
 """,
 )
 
