@@ -5,14 +5,16 @@ each sample's own λ. Three forms of the same sum are used, whichever is cheapes
 one or two positions. Where it has many (tokens, pixels), W₀ + Σ_i λ_i τ_i is formed for some rows at a time, for all
 samples in one matrix product, and used at once. Low-rank updates stay factors. Nothing as large as a model is made.
 
-Linear, convolution, embedding and normalisation layers are mixed so. Another module with weights of its own is run for
-one sample after the other, with that sample's weights.
+Linear, convolution, embedding and normalisation layers are mixed so, and torch's self-attention where its weights over
+positions are not asked for. Another module with weights of its own is run for one sample after the other, with that
+sample's weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ _FEW_POSITIONS = 2  # up to here mixing N outputs is cheaper than forming weight
 _WORKSPACE = 2**20  # elements of weights that are formed at a time, for all samples together: they stay in cache
 
 _WEIGHTS = 2**23  # elements of weights that are formed at a time for modules that run one sample after the other
+
+_ATTENTION = signature(nn.MultiheadAttention.forward)
 
 _CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
@@ -216,6 +220,11 @@ def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[...
         if by_kind is not None and len(args) + len(kwargs) == 1:
             (x,) = (*args, *kwargs.values())
             return by_kind(module, prefix, _with_samples(x, name, mixing), mixing)
+        if isinstance(module, nn.MultiheadAttention):
+            call = _ATTENTION.bind(module, *args, **kwargs)
+            call.apply_defaults()
+            if _can_mix_attention(module, call.arguments):
+                return _self_attention(module, prefix, name, call.arguments, mixing), None
         if name in mixing.constant:
             raise CannotMix(
                 f"{name!r} has weights of its own, and its inputs do not have the samples on their first axis"
@@ -243,6 +252,41 @@ def _linear(module: Any, prefix: str, x: Tensor, mixing: Mixing) -> Tensor:
     bias = mixing.each(f"{prefix}bias", module.bias)
     found = found if bias is None else found + bias[:, None]
     return found.view(*x.shape[:-1], -1)
+
+
+def _can_mix_attention(module: nn.MultiheadAttention, given: Mapping[str, Any]) -> bool:
+    """Whether queries, keys and values are three parts of one product, and nothing but the outputs is asked for."""
+    plain = module.batch_first and module.in_proj_weight is not None and module.bias_k is None
+    itself = given["query"] is given["key"] is given["value"] and given["query"].ndim == 3
+    return plain and not module.add_zero_attn and itself and not given["need_weights"]
+
+
+def _self_attention(
+    module: nn.MultiheadAttention, prefix: str, name: str, given: Mapping[str, Any], mixing: Mixing
+) -> Tensor:
+    x = _with_samples(given["query"], name, mixing)
+    batch, heads = len(mixing.coefficients), module.num_heads
+    joined = mixing.linear(x.reshape(batch, -1, x.shape[-1]), f"{prefix}in_proj_weight", module.in_proj_weight)
+    bias = mixing.each(f"{prefix}in_proj_bias", module.in_proj_bias)
+    joined = joined if bias is None else joined + bias[:, None]
+    q, k, v = joined.view(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+    mask = _attention_mask(given["attn_mask"], given["key_padding_mask"], heads, x)
+    found = F.scaled_dot_product_attention(q, k, v, mask, module.dropout if module.training else 0.0)
+    return _linear(module.out_proj, f"{prefix}out_proj.", found.transpose(1, 2).reshape(x.shape), mixing)
+
+
+def _attention_mask(of_pairs: Tensor | None, of_keys: Tensor | None, heads: int, x: Tensor) -> Tensor | None:
+    """Both masks as one that is added to the products of queries and keys, (samples or 1, heads or 1, L or 1, L)."""
+    masks = []
+    if of_pairs is not None:
+        masks.append(of_pairs.view(-1, heads, *of_pairs.shape[1:]) if of_pairs.ndim == 3 else of_pairs[None, None])
+    if of_keys is not None:
+        masks.append(of_keys[:, None, None])
+    added = [
+        torch.zeros_like(mask, dtype=x.dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
+        for mask in masks
+    ]
+    return sum(added[1:], added[0]) if added else None
 
 
 def _convolution(module: Any, prefix: str, x: Tensor, mixing: Mixing) -> Tensor:
