@@ -200,6 +200,22 @@ def test_an_encoder_labels_a_sample_whatever_its_company():
         TaskEncoder(network, torch.full((4, 3), float("nan")))
 
 
+def test_an_encoder_that_has_drifted_is_balanced_on_each_batch_and_where_it_settles():
+    torch.manual_seed(0)
+    network, x = torch.nn.Linear(3, 2), torch.randn(50, 3)
+    encoder = TaskEncoder(network, x)
+    start = encoder(x).detach()
+    torch.testing.assert_close(encoder.of_batch(x), start)
+    with torch.no_grad():
+        network.bias += 1000
+    assert encoder(x).std(0).max() < 0.01
+    torch.testing.assert_close(encoder.of_batch(x), start, atol=1e-3, rtol=0)
+    encoder.of_batch(x)[0, 0].backward()
+    assert network.weight.grad.abs().max() > 1e-3
+    encoder.settle(x)
+    torch.testing.assert_close(encoder(x), start, atol=1e-3, rtol=0)
+
+
 # What a task is
 
 

@@ -258,7 +258,8 @@ def discover_tasks(
     key = _key(template, labelling, data, given, search, n_tasks, classes, width, held_out, seed, split_seed, known)
     with fitting_threads(x):
         history = _run(job, network, key, state, watch)
-    h = network.embed(looked)
+        network.settle(looked[rows])
+        h = network.embed(looked)
     found = _tasks(soft_labels(h, heads, search.temperature), data.ids, seed)
     back = np.argsort(order)  # to the order in which the data came
     settings = {**asdict(search), "learner": template.builder, "encoder": labelling.builder, "seed": seed}
@@ -343,7 +344,7 @@ def _step(job: _Job, network: TaskEncoder, optimizer: torch.optim.Optimizer, num
         for member in range(2 * count)
     ]
     weights, forward = stack_learners(modules)
-    h = network(job.looked[batch])
+    h = network.of_batch(job.looked[batch])
     labels = soft_labels(h, heads, search.temperature)
     halves = labels[chosen].view(count, 2, half, job.classes)
     unrolled = unrolled_gradient(

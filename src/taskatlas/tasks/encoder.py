@@ -10,10 +10,12 @@ _LOOKED_AT = 1024  # samples a pass
 
 
 class TaskEncoder(nn.Module):
-    """h = normalise((f(x) − μ) / σ), with μ and σ those of the untrained network's outputs.
+    """h = normalise((f(x) − μ) / σ), with μ and σ those of f's outputs on samples.
 
-    The centring starts the tasks balanced. A network that normalises by batch keeps the statistics that it has: a
-    sample's label depends on that sample alone.
+    While it learns, each batch has its own μ and σ, so that tasks stay balanced: with any others the search can push
+    all samples to one point of the sphere, where nothing pulls them apart again. Afterwards ``settle`` takes those of
+    all samples, and a sample's label depends on that sample alone. What normalises by batch within the network keeps
+    the statistics that it has.
 
     Args:
         network: f, samples (n, ...) to (n, d).
@@ -29,13 +31,11 @@ class TaskEncoder(nn.Module):
     def __init__(self, network: nn.Module, samples: Shaped[Tensor, "n *rest"]) -> None:
         super().__init__()
         self.network = network.eval()
-        with torch.no_grad():
-            found = torch.cat([network(part) for part in torch.split(samples, _LOOKED_AT)])
-        scale = found.std(0)
-        if not found.isfinite().all() or float(scale.max()) == 0:
+        found = self._outputs(samples)
+        if not found.isfinite().all() or float(found.std(0).max()) == 0:
             raise BadInput("the encoder's outputs are constant or not finite before training. Scale the samples.")
         self.register_buffer("mean", found.mean(0))
-        self.register_buffer("scale", scale.clamp(min=1e-6 * float(scale.max())))
+        self.register_buffer("scale", _scale(found))
 
     def train(self, mode: bool = True) -> "TaskEncoder":  # noqa: ARG002
         """Stays in evaluation mode."""
@@ -45,10 +45,32 @@ class TaskEncoder(nn.Module):
         """Points on the unit sphere."""
         return nn.functional.normalize((self.network(x) - self.mean) / self.scale, dim=-1)
 
+    def of_batch(self, x: Shaped[Tensor, "n *rest"]) -> Float[Tensor, "n d"]:
+        """Points with the batch's own μ and σ, which the gradient goes through."""
+        found = self.network(x)
+        return nn.functional.normalize((found - found.mean(0)) / _scale(found), dim=-1)
+
+    @torch.no_grad()
+    def settle(self, samples: Shaped[Tensor, "n *rest"]) -> None:
+        """Takes μ and σ of samples, from now on."""
+        found = self._outputs(samples)
+        self.mean.copy_(found.mean(0))
+        self.scale.copy_(_scale(found))
+
     @torch.no_grad()
     def embed(self, x: Shaped[Tensor, "n *rest"]) -> Float[Tensor, "n d"]:
         """``forward`` without gradients, some samples at a time."""
         return torch.cat([self(part) for part in torch.split(x, _LOOKED_AT)])
+
+    @torch.no_grad()
+    def _outputs(self, samples: Tensor) -> Tensor:
+        return torch.cat([self.network(part) for part in torch.split(samples, _LOOKED_AT)])
+
+
+def _scale(outputs: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """Deviations; of an output that is constant, a small number in place of zero."""
+    scale = outputs.std(0)
+    return scale.clamp(min=1e-6 * float(scale.max().detach()) + 1e-12)
 
 
 def soft_labels(
