@@ -48,8 +48,8 @@ def agreement(data: ta.Probe) -> None:
 
 def discovered(data: ta.Probe, steps: int) -> None:
     """Tasks that a search finds."""
-    search = ta.Search(steps=steps, coefficient=4.0, inner_rate=0.5)
-    found = ta.discover_tasks(data, "small_cnn", n_tasks=3, width=3, search=search, size=SIZE, seed=0)
+    search = ta.Search(steps=steps, coefficient=1.0, inner_rate=0.5)
+    found = ta.discover_tasks(data, "small_cnn", n_tasks=4, search=search, size=SIZE, seed=0)
     print(f"similarity of the discovered tasks: {mean_similarity(found.tasks):.3f}; notes: {found.notes}", flush=True)
     score("discovered", found.tasks, data)
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=("agreement", "discovered", "splits"), required=True)
     parser.add_argument("--images", type=int, default=2500)
     parser.add_argument("--target", default="0,1,2,3,8", help="classes of group 1")
-    parser.add_argument("--steps", type=int, default=80, help="of the search")
+    parser.add_argument("--steps", type=int, default=60, help="of the search")
     given = parser.parse_args(arguments)
     data = ta.Probe.open(given.data)
     data = data.take(np.arange(min(given.images, len(data))))
