@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import cut_stacks
 from taskatlas.merge.folder import tokenizer_folder, write_beside
 from taskatlas.merge.merge_result import MergeResult, peak_memory
-from taskatlas.merge.plan import MergePlan, PlannedTensor, dtype_name
+from taskatlas.merge.plan import AHEAD, MergePlan, PlannedTensor, dtype_name
 from taskatlas.merge.shards import INDEX, Shard, write_index, write_shard
 from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, sampled_digest, writing
 
@@ -115,16 +116,15 @@ def _write_shards(
 
 
 def _merged(plan: MergePlan, shard: Shard, pool: ThreadPoolExecutor) -> Iterator[Tensor]:
-    """The tensors of a shard: while one is written, the next is merged and the files of the one after are read."""
+    """The tensors of a shard: while one is written, the next two are merged and the files of one more are read."""
     tensors = [plan.by_name[name] for name in shard.tensors]
-    coming: Future[Tensor] | None = None
+    coming: deque[Future[Tensor]] = deque()
     for tensor, after in zip(tensors, [*tensors[1:], None], strict=True):
-        following = pool.submit(_merge_and_expect, plan, tensor, after)
-        if coming is not None:
-            yield coming.result()
-        coming = following
-    if coming is not None:
-        yield coming.result()
+        coming.append(pool.submit(_merge_and_expect, plan, tensor, after))
+        if len(coming) > AHEAD:
+            yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()
 
 
 def _merge_and_expect(plan: MergePlan, tensor: PlannedTensor, after: PlannedTensor | None) -> Tensor:

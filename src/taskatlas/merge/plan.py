@@ -20,6 +20,9 @@ from taskatlas.merge.shards import Shard
 from taskatlas.merge.sources import Source, size_in_bytes
 from taskatlas.store import digest
 
+AHEAD = 2
+"""Tensors that are merged before they can be written: long and short ones take turns."""
+
 COPY = "copy"
 """What the plan says of tensors that are taken from one model as they are: integers, and what only the base has."""
 
@@ -102,12 +105,12 @@ class MergePlan:
 
     @property
     def peak_bytes(self) -> int:
-        """An estimate of the memory that tensors take at most: those of one step, and a result on its way to the disk.
+        """An estimate of the memory that tensors take at most: those of one step, and results on their way to the disk.
 
         Tensors in safetensors files are mapped, so the system can take their part back when it needs it.
         """
-        written = max((tensor.nbytes for tensor in self.tensors), default=0)
-        return max((self._held(tensor) for tensor in self.tensors), default=0) + written
+        largest = sorted(tensor.nbytes for tensor in self.tensors)[-(AHEAD + 1) :]
+        return max((self._held(tensor) for tensor in self.tensors), default=0) + sum(largest)
 
     @property
     def files(self) -> tuple[Path, ...]:
