@@ -28,7 +28,8 @@ from taskatlas.merge.low_rank import LowRankVectors, Vectors
 from taskatlas.merge.task_vectors import TaskVectors
 
 _FEW_POSITIONS = 2  # up to here mixing N outputs is cheaper than forming weights
-_WORKSPACE = 2**20  # elements of weights that are formed at a time, for all samples together: they stay in cache
+_TOGETHER = 16  # samples whose weights are formed in one product
+_WORKSPACE = 2**21  # elements of weights that are formed at a time, for these samples together: they stay in cache
 
 _WEIGHTS = 2**23  # elements of weights that are formed at a time for modules that run one sample after the other
 
@@ -106,12 +107,17 @@ class Mixing:
             return mixed
         outputs, inputs = weight.shape
         mixed = x.new_empty(*x.shape[:2], outputs)
-        rows = max(1, _WORKSPACE // max(1, inputs * len(x)))
+        few = min(len(x), _TOGETHER)
+        rows = min(outputs, max(1, _WORKSPACE // (inputs * few)))
+        space = x.new_empty(few * rows * inputs)  # the system takes a while to give new memory: all share it
         for start in range(0, outputs, rows):
             stop = min(start + rows, outputs)
             deltas = self.vectors.deltas[:, place.start + start * inputs : place.start + stop * inputs]
-            formed = torch.addmm(weight[start:stop].reshape(1, -1), coefficients, deltas)
-            mixed[:, :, start:stop] = torch.bmm(x, formed.view(len(x), -1, inputs).transpose(1, 2))
+            for first in range(0, len(x), few):
+                own = slice(first, min(first + few, len(x)))
+                formed = space[: (own.stop - first) * deltas.shape[1]].view(own.stop - first, -1)
+                torch.addmm(weight[start:stop].reshape(1, -1), coefficients[own], deltas, out=formed)
+                mixed[own, :, start:stop] = torch.bmm(x[own], formed.view(len(formed), -1, inputs).transpose(1, 2))
         return mixed
 
     def rows(self, ids: Tensor, name: str, own: Tensor) -> Tensor:
