@@ -6,9 +6,9 @@
 
 The setting says which networks, how many classes each, how they are trained and the ways to merge them. Several data
 sets are a task each; one is split into tasks by its classes. Everything goes on where it stopped: trainings from their
-last saved epoch, the search and the table from their last row. With ``search`` in the setting, a and b are chosen on a pair
-of networks for other classes, on training images that it was not matched on, for every stop that is searched; a way to
-zip that names no stop gets the best one, too. ``--width``, ``--epochs`` and ``--images`` make a setting small.
+last saved epoch, the search and the table from their last row. With ``search`` in the setting, a and b are chosen on a
+pair of networks for other classes, on training images that it was not matched on, for every stop that is searched; a
+way to zip that names no stop gets the best one, too. ``--width``, ``--epochs`` and ``--images`` make a setting small.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def search(setting: Mapping[str, Any], pair: Pair, chosen: argparse.Namespace) -
     return search_zip(
         models,
         probe,
-        lambda zipped: {"joint": scores("", dict(zip(pair, zipped.models.values(), strict=True)), held_out)["joint"]},
+        lambda zipped: {"joint": scores(dict(zip(pair, zipped.models.values(), strict=True)), held_out)["joint"]},
         groups=groups,
         **setting["search"],
         table=chosen.out / "search.csv",
@@ -176,33 +176,33 @@ def table(
     tests = {task: test for task, (_, _, test) in pair.items()}
     batch = example(probe, models[0])
     groups = ta.AxisGroups.of(models[0].open().module, batch)
-    for way in [{"method": "ensemble"}, *ways]:
-        name = ", ".join(f"{key} {value}" for key, value in way.items())
-        before = [
-            row for row in kept if all(row.get(key) == str(value) for key, value in (made | {"way": name}).items())
-        ]
+    for way in [*({"method": "alone", "network": task} for task in pair), {"method": "ensemble"}, *ways]:
+        key = made | {"way": ", ".join(f"{name} {value}" for name, value in way.items())}
+        before = [row for row in kept if all(row.get(name) == str(value) for name, value in key.items())]
         if before:
             rows += before[:1]
             continue
-        if way["method"] == "ensemble":
-            parts: dict[str, nn.Module] = {task: one.open().module for task, (one, _, _) in pair.items()}
+        if way["method"] in ("alone", "ensemble"):
+            its = [way["network"]] if way["method"] == "alone" else list(pair)
+            parts = {task: pair[task][0].open().module for task in its}
             cost = sum((cost_of(part, batch) for part in parts.values()), Cost(0, 0.0, 0.0))
         else:
             zipped: Zipped = ta.zip_models(models, probe, groups=groups, seed=chosen.seed, **way)
             parts, cost = dict(zip(pair, zipped.models.values(), strict=True)), cost_of(zipped.network, batch)
-        rows.append(made | scores(name, parts, tests, models[0].open().prepare) | asdict(cost))
+        found = scores(parts, {task: tests[task] for task in parts}, models[0].open().prepare)
+        if way["method"] == "alone":  # what it was not trained for it never names
+            found["joint"] = round(found["joint"] * len(tests[its[0]]) / sum(map(len, tests.values())), 4)
+        rows.append(key | found | asdict(cost))
         print("{way:60} joint {joint:.3f}  average {average:.3f}".format(**rows[-1]), flush=True)
         kept.append(rows[-1])
         with place.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in kept for key in row)))
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in kept for name in row)))
             writer.writeheader()
             writer.writerows(kept)
     return rows
 
 
-def scores(
-    way: str, parts: Mapping[str, nn.Module], tests: Mapping[str, ta.Probe], prepare: Any = None
-) -> dict[str, Any]:
+def scores(parts: Mapping[str, nn.Module], tests: Mapping[str, ta.Probe], prepare: Any = None) -> dict[str, Any]:
     """Each task with its own head, their average, and joint: the surest head among all classes."""
     if prepare is None:
         from zip_networks import prepare
@@ -214,7 +214,6 @@ def scores(
         if score.task == task and score.heads == "known"
     }
     return {
-        "way": way,
         "joint": round(found.joint("net").value, 4),
         "average": round(found.average("net", "known").value, 4),
         **each,

@@ -134,9 +134,8 @@ def _content(data: Data) -> str:
     """Digest of samples."""
     if isinstance(data, Probe):
         return data.digest
-    leaves = tree_leaves(
-        [data] if isinstance(data, Tensor) else [dict(b) if isinstance(b, Mapping) else b for b in data]
-    )
+    batches = [data] if isinstance(data, Tensor) else [dict(one) if isinstance(one, Mapping) else one for one in data]
+    leaves = tree_leaves(batches)
     return tensors_digest({str(place): leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)})
 
 
