@@ -73,6 +73,8 @@ def test_a_permuted_copy_merges_into_the_network(place, method, capsys):
 def test_up_to_a_stop_one_file_holds_all_heads(place):
     result = ta.merge_networks(recipe(place, stop_at="2:input"), place / "out")
     assert result.cost.parameters < sum(cost.parameters for cost in result.parents) + 200
+    with pytest.raises(ta.BadInput, match=r"exported program zipped\.pt2.*torch\.export\.load\('.*zipped\.pt2'\)"):
+        ta.Zoo.open(place / "out")
     opened = torch.export.load(place / "out" / "zipped.pt2").module()
     x = torch.randn(5, 6)
     net = networks.mlp()
