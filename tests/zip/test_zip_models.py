@@ -355,7 +355,7 @@ def test_data_may_come_in_any_form():
         ({"probe": VECTORS.numpy()}, r"of type ndarray and has no tensor.*Probe\.from_arrays"),
         ({"probe": torch.full_like(VECTORS, float("nan"))}, "the samples hold NaN"),
         ({"probe": torch.ones_like(VECTORS)}, "no unit of the networks varies on these samples"),
-        ({"shares": (1, float("inf"))}, "a number above 0, none infinite"),
+        ({"shares": (1, float("inf"))}, "a number above 0, and none that is infinite"),
         ({"models": [None, None]}, "a NoneType is no model"),
         ({"models": ["one.pt", "other.pt"]}, "a str is no model"),
     ],

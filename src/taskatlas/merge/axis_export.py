@@ -198,11 +198,11 @@ def _operations(
 ) -> dict[str, Node]:
     """Where values meet weights, by the names of those operations in the graph that networks are read in.
 
-    That graph is exported by itself, with a free batch; an operation is the same where it gives the same.
+    That graph is exported by itself, with a free batch and all outputs; an operation is the same if it gives the same.
     """
     example = call.keywords or call.arguments
     try:
-        graph = NetworkGraph.of(call.module, example, call.outputs)
+        graph = NetworkGraph.of(call.module, example)
     except BadInput:  # what stands in the way of a free batch
         return {}
     tensors = {**graph.tensors, **{name: weights[name] for name in graph.tensors if name in weights}}

@@ -108,7 +108,7 @@ def zip_models(
     if given is not None:
         _check_fit(given, networks[0], names[0], None if stop is None else stop.trunk)
         groups = _checked(given, networks[0], names[0], example, outputs)
-    groups = groups if stop is None else _up_to(groups, stop, networks[0], example, outputs)
+    groups = groups if stop is None else _up_to(groups, stop, networks[0], example)
     aligned, notes = _align(networks, names, groups, batches, statistics, method, a, b, calibration, seed)
     merging = Merging(networks, names, groups, aligned, batches, example, outputs, calibration, seed, shares)
     with torch.no_grad():
@@ -165,7 +165,8 @@ def _align(
     if method not in ("identity", "weight_matching"):
         if statistics is None:
             statistics = gather(networks, groups, batches, names)
-        _check_of(statistics, networks, names)
+        else:
+            _check_of(statistics, networks, names)
         notes += _silent_units(groups, statistics)
         aligned = align(groups, statistics, cast("Method", method), a=a, b=b)
         seen = [group for group in groups if group.name in statistics.rows]
@@ -288,16 +289,14 @@ def _alike(networks: Sequence[nn.Module]) -> set[str]:
     return {name for name, shape in every[0].items() if all(one.get(name) == shape for one in every)}
 
 
-def _up_to(
-    groups: AxisGroups, stop: Stop, network: nn.Module, example: Example, outputs: Sequence[str] | None
-) -> AxisGroups:
+def _up_to(groups: AxisGroups, stop: Stop, network: nn.Module, example: Example) -> AxisGroups:
     """The groups with units before a stop, as they can be seen until there."""
     sites = dict.fromkeys(site for group in groups for site in group.taps)
     places = list(seen_at(network, example, list(dict.fromkeys(s.place for s in sites if not s.is_operation))))
     ends = [places.index(place) for place in (stop.place, *stop.aliases) if place in places]
     before = set(places[: min(ends) + 1] if ends else places) | {stop.place, *stop.aliases}
     if any(site.is_operation for site in sites):
-        graph = NetworkGraph.of(network, example, outputs)
+        graph = NetworkGraph.of(network, example)
         trunk = needed_for([graph.node_at(network, example, stop.place)])
         before |= {name for name, node in graph.operations().items() if node in trunk}
     kept = [
