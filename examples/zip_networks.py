@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parent))  # a builder is opened from anywhere
-from cifar_resnet_projection import ProjectionResNet, prepare
+import cifar_resnet_projection
+from cifar_resnet_projection import ProjectionResNet
 
 VGG = {
     11: (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
@@ -100,6 +101,11 @@ class Detail(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         made = torch.tanh(self.tail(self.body(image)))
         return made if self.first else made + image
+
+
+def prepare(images: list[np.ndarray]) -> Tensor:
+    """As for other networks of CIFAR size, with channels outermost in memory: other orders may not train in torch."""
+    return cifar_resnet_projection.prepare(images).contiguous()
 
 
 def network(

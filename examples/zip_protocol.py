@@ -6,9 +6,9 @@
 
 The setting says which networks, how many classes each, how they are trained and the ways to merge them. Several data
 sets are a task each; one is split into tasks by its classes. Everything goes on where it stopped: trainings from their
-last saved epoch, the search and the table from their last row. With ``search`` in the setting, a, b and the stop are
-chosen on a pair of networks for other classes, on training images that it was not matched on, and the table follows
-with what was best. ``--width``, ``--epochs`` and ``--images`` make a setting small.
+last saved epoch, the search and the table from their last row. With ``search`` in the setting, a and b are chosen on a
+pair of networks for other classes, on training images that it was not matched on, for every stop that is searched; a
+way to zip that names no stop gets the best one, too. ``--width``, ``--epochs`` and ``--images`` make a setting small.
 """
 
 import argparse
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     pair = networks(setting, data, chosen, seed=chosen.seed)
     ways = [dict(way) for way in setting["ways"]]
     if "search" in setting:
-        best = search(setting, networks(setting, data, chosen, seed=chosen.seed + 1), chosen)
-        ways = [way | ({"a": best["a"], "b": best["b"]} if way["method"] == "zip" else {}) for way in ways]
+        tried = search(setting, networks(setting, data, chosen, seed=chosen.seed + 1), chosen)
+        ways = [way | best_of(tried, way) if way["method"] == "zip" else way for way in ways]
     return table(setting, pair, ways, chosen)
 
 
@@ -118,20 +118,27 @@ def untrained(
     return Network(network(**given)[0], prepare, BUILDER, given)
 
 
-def search(setting: Mapping[str, Any], pair: Pair, chosen: argparse.Namespace) -> dict[str, Any]:
-    """The best settings on another pair, by the joint accuracy on training images that it is not matched on."""
+def best_of(tried: Sequence[Mapping[str, Any]], way: Mapping[str, Any]) -> dict[str, Any]:
+    """A and b that were best at the stop of a way, or the stop too where it has none."""
+    if "stop_at" not in way:
+        return {key: tried[0][key] for key in ("a", "b")} | {"stop_at": tried[0]["stop_at"] or None}
+    best = next((row for row in tried if row["stop_at"] == (way["stop_at"] or "")), tried[0])
+    return {key: best[key] for key in ("a", "b")}
+
+
+def search(setting: Mapping[str, Any], pair: Pair, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """All settings on another pair, the best first: by joint accuracy on training images that it is not matched on."""
     models, probe, held_out = matching(pair, setting["samples"])
     first = models[0].open()
     groups = ta.AxisGroups.of(first.module, example(probe, models[0]))
-    tried = search_zip(
+    return search_zip(
         models,
         probe,
-        lambda zipped: {"joint": scores("", dict(zip(pair, zipped.models.values(), strict=True)), held_out)["joint"]},
+        lambda zipped: {"joint": scores(dict(zip(pair, zipped.models.values(), strict=True)), held_out)["joint"]},
         groups=groups,
         **setting["search"],
         table=chosen.out / "search.csv",
     )
-    return tried[0]
 
 
 def matching(pair: Pair, samples: int) -> tuple[list[ta.Checkpoint], ta.Probe, dict[str, ta.Probe]]:
@@ -153,40 +160,49 @@ def example(probe: ta.Probe, checkpoint: ta.Checkpoint) -> Any:
 def table(
     setting: Mapping[str, Any], pair: Pair, ways: Sequence[Mapping[str, Any]], chosen: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """A row for the ensemble of the networks as they are, one for each way to merge them; kept in ``table.csv``."""
+    """A row for each network as it is, for all of them as an ensemble, and for each way to merge them.
+
+    Kept in ``table.csv``, where rows of other seeds and sizes may stand beside them.
+    """
     place = chosen.out / "table.csv"
-    rows: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     if place.exists():
         with place.open(newline="") as file:
-            rows = [dict(row) for row in csv.DictReader(file)]
+            kept = [dict(row) for row in csv.DictReader(file)]
+    made = {"setting": chosen.setting.stem, **setting["network"], "epochs": setting["training"]["epochs"]}
+    made |= {"seed": chosen.seed, "images": chosen.images or "all"}
+    rows: list[dict[str, Any]] = []
     models, probe, _ = matching(pair, setting["samples"])
     tests = {task: test for task, (_, _, test) in pair.items()}
     batch = example(probe, models[0])
     groups = ta.AxisGroups.of(models[0].open().module, batch)
-    for way in [{"method": "ensemble"}, *ways]:
-        name = ", ".join(f"{key} {value}" for key, value in way.items())
-        if any(row["way"] == name for row in rows):
+    for way in [*({"method": "alone", "network": task} for task in pair), {"method": "ensemble"}, *ways]:
+        key = made | {"way": ", ".join(f"{name} {value}" for name, value in way.items())}
+        before = [row for row in kept if all(row.get(name) == str(value) for name, value in key.items())]
+        if before:
+            rows += before[:1]
             continue
-        if way["method"] == "ensemble":
-            parts: dict[str, nn.Module] = {task: one.open().module for task, (one, _, _) in pair.items()}
+        if way["method"] in ("alone", "ensemble"):
+            its = [way["network"]] if way["method"] == "alone" else list(pair)
+            parts = {task: pair[task][0].open().module for task in its}
             cost = sum((cost_of(part, batch) for part in parts.values()), Cost(0, 0.0, 0.0))
         else:
             zipped: Zipped = ta.zip_models(models, probe, groups=groups, seed=chosen.seed, **way)
             parts, cost = dict(zip(pair, zipped.models.values(), strict=True)), cost_of(zipped.network, batch)
-        made = {"setting": chosen.setting.stem, **setting["network"], "epochs": setting["training"]["epochs"]}
-        made |= {"seed": chosen.seed, "images": chosen.images or "all"}
-        rows.append(made | scores(name, parts, tests, models[0].open().prepare) | asdict(cost))
+        found = scores(parts, {task: tests[task] for task in parts}, models[0].open().prepare)
+        if way["method"] == "alone":  # what it was not trained for it never names
+            found["joint"] = round(found["joint"] * len(tests[its[0]]) / sum(map(len, tests.values())), 4)
+        rows.append(key | found | asdict(cost))
         print("{way:60} joint {joint:.3f}  average {average:.3f}".format(**rows[-1]), flush=True)
+        kept.append(rows[-1])
         with place.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in kept for name in row)))
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(kept)
     return rows
 
 
-def scores(
-    way: str, parts: Mapping[str, nn.Module], tests: Mapping[str, ta.Probe], prepare: Any = None
-) -> dict[str, Any]:
+def scores(parts: Mapping[str, nn.Module], tests: Mapping[str, ta.Probe], prepare: Any = None) -> dict[str, Any]:
     """Each task with its own head, their average, and joint: the surest head among all classes."""
     if prepare is None:
         from zip_networks import prepare
@@ -198,7 +214,6 @@ def scores(
         if score.task == task and score.heads == "known"
     }
     return {
-        "way": way,
         "joint": round(found.joint("net").value, 4),
         "average": round(found.average("net", "known").value, 4),
         **each,

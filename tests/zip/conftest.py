@@ -29,7 +29,7 @@ _GRAPHS = {}
 
 @pytest.fixture(autouse=True)
 def exported_once(request, monkeypatch):
-    """What takes most of the time here is torch.export; networks that print alike and take alike have one graph."""
+    """What takes most of the time here is torch.export: once for all that have the same classes, sizes and inputs."""
     if request.module.__name__.rpartition(".")[2].startswith("test_axis"):
         return
     from taskatlas.merge.network_graph import NetworkGraph, flat_inputs
@@ -38,7 +38,8 @@ def exported_once(request, monkeypatch):
 
     def of(network, example, outputs=None):
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in flat_inputs(example))
-        key = (str(network), shapes, None if outputs is None else tuple(outputs))
+        classes = tuple(map(type, network.modules()))
+        key = (str(network), classes, shapes, None if outputs is None else tuple(outputs))
         if key not in _GRAPHS:
             _GRAPHS[key] = export(network, example, outputs)
         found, own = _GRAPHS[key], network.state_dict()

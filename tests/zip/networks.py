@@ -208,6 +208,60 @@ class GroupedAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
 
 
+class TorchEncoder(nn.Module):
+    """Torch's own encoder: its attention has no modules inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 40, batch_first=True)
+        self.into = nn.Linear(6, 32)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.into(x)).mean(1))
+
+
+class TorchAttention(nn.Module):
+    """Torch's own attention, whose output projection is called by no module."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+class BareParameters(nn.Module):
+    """Layers that are no modules: nothing of what they give can be seen at one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.bias = nn.Parameter(torch.randn(6, 10)), nn.Parameter(torch.randn(10))
+        self.two, self.head = nn.Parameter(torch.randn(10, 8)), nn.Parameter(torch.randn(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(torch.relu(x @ self.one + self.bias) @ self.two) @ self.head
+
+
+class HandwrittenNorm(nn.Module):
+    """A root-mean-square norm that is no operation of its own, in a stream that two layers write to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.scale = nn.Linear(6, 12), nn.Parameter(torch.ones(12))
+        self.up, self.down, self.head = nn.Linear(12, 9), nn.Linear(9, 12), nn.Linear(12, 4)
+
+    def norm(self, x: Tensor) -> Tensor:
+        return self.scale * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        x = x + self.down(torch.relu(self.up(self.norm(x))))
+        return self.head(self.norm(x))
+
+
 class FixedHeads(nn.Module):
     """Attention with a slope for each head that is no weight: heads stay, their contents move."""
 

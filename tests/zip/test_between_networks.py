@@ -42,6 +42,18 @@ def test_losses_on_a_path_are_those_of_networks_made_by_hand():
     assert found.height == pytest.approx(max(0.0, found.losses[1] - line))
 
 
+def test_a_loss_that_is_no_number_is_told(as_installed):
+    models, x, y = digits()
+    broken = copy.deepcopy(models[1])
+    broken[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(ta.BadInput, match="NaN or infinite at 0 of the path"):
+        ta.loss_barrier(models[0], broken, batches(x[:50], y[:50]), points=5)
+    with pytest.raises(
+        ta.BadInput, match=r"outputs of shape \(50, 10\) cannot be computed \(IndexError: Target 13 is out"
+    ):
+        ta.loss_barrier(*models, batches(x[:50], y[:50] * 0 + 13), points=5)
+
+
 def test_statistics_on_a_path_are_those_of_the_data():
     torch.manual_seed(0)
     models = [networks.vgg() for _ in range(2)]
@@ -101,11 +113,13 @@ def test_what_is_merged_counts_as_often_as_networks_went_into_it():
         assert torch.allclose(value, at_once[name], atol=1e-6)
 
 
-def test_only_a_network_of_the_same_kind_is_added():
+def test_only_a_network_of_the_same_kind_is_added(as_installed):
     network, groups, data = case("vgg")
     both = ta.zip_models([network, network], data, stop_at="4", groups=groups, calibration=None)
     with pytest.raises(ta.BadInput, match=r"has another '0\.weight'"):
         ta.add_to_zipped(both, networks.mlp(), data)
+    with pytest.raises(ta.BadInput, match="a Sequential is no zipped network"):
+        ta.add_to_zipped(network, network, data)
     with pytest.raises(ta.BadInput, match="stop_at and shares"):
         ta.add_to_zipped(both, network, data, stop_at="2")
 

@@ -60,12 +60,36 @@ def test_a_setting_runs_from_training_to_table_once(images, tmp_path, example, m
     arguments = [str(file), "--train", f"{images}/train.npz", "--test", f"{images}/test.npz", "--out", str(tmp_path)]
     arguments += ["--width", "0.5", "--epochs", "1", "--device", "cpu"]
     rows = protocol.main(arguments)
-    assert [row["way"].split(",")[0] for row in rows] == ["method ensemble", "method permute", "method zip"]
+    assert [row["way"].split(",")[0] for row in rows] == [
+        *("method alone", "method alone", "method ensemble", "method permute", "method zip"),
+    ]
     assert all(0 <= row["joint"] <= row["average"] <= 1 for row in rows)
-    assert rows[1]["macs"] < rows[2]["macs"] < rows[0]["macs"]
+    assert rows[0]["joint"] == pytest.approx(rows[0]["average"] / 2, abs=1e-3)
+    assert rows[3]["macs"] < rows[4]["macs"] < rows[2]["macs"]
     assert len(list(csv.DictReader((tmp_path / "search.csv").open()))) == 1
+    other = protocol.main([*arguments, "--seed", "1"])  # in the same folder
+    assert [row["seed"] for row in other] == [1] * 5
     monkeypatch.setattr(ta, "zip_models", lambda *_, **__: pytest.fail("it was zipped again"))
-    assert [row["way"] for row in protocol.main(arguments)] == [row["way"] for row in rows]
+    again = protocol.main(arguments)
+    assert [(row["way"], float(row["joint"])) for row in again] == [(row["way"], row["joint"]) for row in rows]
+    assert {row["seed"] for row in again} == {"0"}
+
+
+def test_a_way_to_zip_takes_what_was_best_at_its_stop(example):
+    tried = [{"a": 0.3, "b": 1.0, "stop_at": "layer1"}, {"a": 0.1, "b": 0.0, "stop_at": ""}]
+    best_of = example("zip_protocol").best_of
+    assert best_of(tried, {"stop_at": "layer1"}) == {"a": 0.3, "b": 1.0}
+    assert best_of(tried, {"stop_at": None}) == {"a": 0.1, "b": 0.0}
+    assert best_of(tried, {}) == {"a": 0.3, "b": 1.0, "stop_at": "layer1"}
+
+
+def test_a_setting_is_trained_at_any_width(images, tmp_path, example):
+    file = small_setting("cifar10-resnet20.yml", tmp_path, ways=[])
+    content = yaml.safe_load(file.read_text())
+    del content["search"]
+    file.write_text(yaml.safe_dump(content))
+    arguments = [str(file), "--train", f"{images}/train.npz", "--test", f"{images}/test.npz", "--out", str(tmp_path)]
+    assert len(example("zip_protocol").main([*arguments, "--width", "0.25", "--epochs", "1", "--device", "cpu"])) == 3
 
 
 def test_settings_name_what_there_is():
@@ -134,13 +158,40 @@ def test_a_search_is_sorted_and_goes_on_from_its_table(tmp_path, monkeypatch):
     assert [row["right"] for row in rows] == sorted((row["right"] for row in rows), reverse=True)
     by_hand = ta.zip_models(models, x[:200], a=0.3, b=1.0, groups=groups, calibration=None)
     assert next(row["right"] for row in rows if row["b"] == 1) == score(by_hand)["right"]
+    for change in ({"models": models[::-1]}, {"probe": x[200:400]}, {"seed": 1}):
+        given = {"models": models, "probe": x[:200], "score": lambda _: {"right": 2.0}} | settings | change
+        assert [row["right"] for row in search_zip(**given)] == [2.0, 2.0]
+    with pytest.raises(ta.BadInput, match="says nothing"):
+        search_zip(models, x[:200], lambda _: {}, **settings | {"a": [1]})
     monkeypatch.setattr("taskatlas.merge.zip_search.zip_models", lambda *_, **__: pytest.fail("tried again"))
     assert search_zip(models, x[:200], score, **settings) == rows
+    assert search_zip(models, x[:200], score, **settings | {"b": [1]}) == [row for row in rows if row["b"] == 1]
+    with (tmp_path / "search.csv").open("a") as file:
+        file.write("zip,0.3")  # as a run leaves it that is stopped in the middle of a row
+    assert search_zip(models, x[:200], score, **settings) == rows
+    (tmp_path / "search.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(ta.BadInput, match="cannot be read"):
+        search_zip(models, x[:200], score, **settings)
     (tmp_path / "search.csv").write_text("name\nx\n")
     with pytest.raises(ta.BadInput, match="no table of such a search"):
         search_zip(models, x[:200], score, **settings)
     with pytest.raises(ta.BadInput, match="nothing to try"):
         search_zip(models, x[:200], score, groups=groups, a=[])
+
+
+def test_what_scores_nan_is_last():
+    models, x, _ = digits()
+    scores = iter([0.5, float("nan"), 0.9, 0.1])
+    rows = search_zip(
+        models,
+        x[:60],
+        lambda _: {"right": next(scores)},
+        groups=ta.AxisGroups.of(models[0], x[:2]),
+        a=[0.3, 1],
+        b=[0, 1],
+        calibration=None,
+    )
+    assert [row["right"] for row in rows][:3] == [0.9, 0.5, 0.1]
 
 
 def test_the_pairs_table_has_a_row_for_each_way(example, tmp_path):
@@ -161,9 +212,12 @@ def test_the_pairs_table_has_a_row_for_each_way(example, tmp_path):
         f"{tmp_path}/x.npz",
     ]
     arguments += ["--match", "20", "--score", "30", "--csv", f"{tmp_path}/table.csv"]
-    rows = example("zip_cifar_pair").main([*arguments, "--only", "ensemble", "zip", "zip 7 of 20, least squares"])
-    assert [row["way"] for row in rows] == ["ensemble", "zip 7 of 20, least squares", "zip"]
-    ensemble, part, whole = (row["million_macs"] for row in rows)
+    ways = ["odd alone", "ensemble", "zip 7 of 20, least squares", "zip"]
+    rows = example("zip_cifar_pair").main([*arguments, "--only", *ways])
+    assert [row["way"] for row in rows] == ways
+    assert rows[0]["joint"] == pytest.approx(rows[0]["task"] / 2, abs=0.1)
+    alone, ensemble, part, whole = (row["million_macs"] for row in rows)
+    assert alone == pytest.approx(ensemble / 2, rel=0.03)
     assert whole == pytest.approx(ensemble / 2, rel=0.03)
     assert whole < part < ensemble
     assert [row["way"] for row in csv.DictReader((tmp_path / "table.csv").open())] == [row["way"] for row in rows]

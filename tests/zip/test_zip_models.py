@@ -1,9 +1,9 @@
 """Zipping whole networks: permuted copies, self-merges, stops, calibration, files, and what is refused."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from tests.zip import networks
@@ -15,7 +15,7 @@ from taskatlas.merge.axis_groups import AxisGroups
 from taskatlas.merge.axis_run import generic_weights
 from taskatlas.merge.zipped import cost_of
 from taskatlas.merge.zipped_network import ZippedNetwork
-from taskatlas.merge.zipping import zip_models
+from taskatlas.merge.zipping import group_statistics, zip_models
 from taskatlas.probe import Probe
 from taskatlas.zoo import Checkpoint
 
@@ -38,6 +38,10 @@ CASES = {
     "interleaved attention": (lambda: networks.Block(networks.InterleavedAttention()), WORDS),
     "grouped attention": (lambda: networks.Block(networks.GroupedAttention()), WORDS),
     "mixer": (networks.Mixer, IMAGES),
+    "torch's encoder": (networks.TorchEncoder, WORDS),
+    "torch's attention": (lambda: networks.Block(networks.TorchAttention()), WORDS),
+    "bare parameters": (networks.BareParameters, VECTORS),
+    "a norm by hand": (networks.HandwrittenNorm, VECTORS),
 }
 
 
@@ -82,7 +86,7 @@ def test_a_permuted_copy_is_aligned_back(name, method):
     zipped = zip_models([network, other], data, method=method, calibration=None, groups=groups)
     assert relative(run(zipped.network, data), run(network, data)) < 1e-4
     assert min(zipped.aligned.agreements.values()) > 0.999
-    assert zipped.notes == ()
+    assert ["never vary" in note for note in zipped.notes] == ([True] if name == "written into zeros" else [])
     # and not because there was nothing to do
     averaged = zip_models([network, other], data, method="identity", calibration=None, groups=groups)
     assert relative(run(averaged.network, data), run(network, data)) > 0.01
@@ -95,6 +99,45 @@ def test_weights_alone_align_a_permuted_copy(name):
     zipped = zip_models([network, other], data, method="weight_matching", calibration=None, groups=groups)
     assert relative(run(zipped.network, data), run(network, data)) < 1e-4
     assert min(zipped.aligned.agreements.values()) > 0.999
+
+
+@pytest.mark.parametrize("method", ["zip", "permute", "cycle_consistent"])
+@pytest.mark.parametrize("name", ["torch's encoder", "bare parameters"])
+def test_units_that_nothing_shows_are_matched_by_their_weights(name, method):
+    network, groups, data = case(name)
+    blind = replace(groups, groups=tuple(replace(group, taps=()) for group in groups if "linear" not in group.name))
+    shown = tuple(group for group in groups if "linear" in group.name)
+    half_blind = replace(blind, groups=(*blind.groups, *shown))
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
+    zipped = zip_models([network, other], data, method=method, calibration=None, groups=half_blind)
+    assert relative(run(zipped.network, data), run(network, data)) < 1e-4
+    assert any("matched by their weights" in note for note in zipped.notes)
+    assert zipped.aligned.alignments.keys() == {group.name for group in groups}
+
+
+def test_what_is_inside_a_fused_attention_is_seen_in_the_graph(tmp_path):
+    network, groups, data = case("torch's encoder")
+    heads = groups["encoder.layers.0.self_attn.in_proj_weight"]
+    assert {site.place.partition("#")[0] for site in heads.taps} == {"linear"}
+    assert all(group.taps for group in groups)
+    groups.save(tmp_path / "groups.json")
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
+    zipped = zip_models([network, other], data, calibration=None, groups=AxisGroups.load(tmp_path / "groups.json"))
+    assert relative(run(zipped.network, data), run(network, data)) < 1e-4
+    gone = replace(heads, taps=tuple(replace(site, place="linear#99") for site in heads.taps))
+    with pytest.raises(BadInput, match="no operation 'linear#99'"):
+        zip_models([network, other], data, groups=replace(groups, groups=(gone, *groups.groups[2:])))
+
+
+def test_a_stream_with_a_norm_is_not_zipped_within_a_model():
+    network, groups, data = case("a norm by hand")
+    assert not groups["into"].scalable
+    assert groups["up"].scalable
+    torch.manual_seed(1)
+    other = networks.HandwrittenNorm()
+    aligned = zip_models([network, other], data, b=0.5, calibration=None, groups=groups).aligned.alignments
+    assert aligned["into"].is_permutation
+    assert not aligned["up"].is_permutation
 
 
 @pytest.mark.parametrize("method", ["zip", "permute", "cycle_consistent", "weight_matching", "identity"])
@@ -121,7 +164,10 @@ def test_calibrating_a_self_merge_leaves_its_function(name, calibration):
 
 @pytest.mark.parametrize(
     ("name", "calibration"),
-    [("vgg", None), ("resnet", None), ("fused attention", None), ("resnet", "least_squares")],
+    [
+        *(("vgg", None), ("resnet", None), ("fused attention", None), ("resnet", "least_squares")),
+        *(("torch's encoder", None), ("torch's encoder", "least_squares")),
+    ],
 )
 def test_every_stop_of_a_permuted_copy_keeps_the_function(name, calibration):
     network, groups, data = case(name)
@@ -210,6 +256,16 @@ def test_heads_may_differ_after_the_stop():
         zip_models(models, VECTORS)
 
 
+def test_heads_that_differ_do_not_stand_in_the_way_of_weights():
+    network, groups, data = case("vgg")
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
+    torch.manual_seed(0)
+    other[11] = nn.Linear(20, 9)
+    zipped = zip_models([network, other], data, stop_at="10", method="weight_matching", calibration=None, groups=groups)
+    for output, model in zip(run(zipped.network, data), (network, other), strict=True):
+        assert relative(output, run(model, data)) < 1e-4
+
+
 def test_three_networks_are_one():
     network, groups, data = case("vgg")
     others = [
@@ -296,13 +352,56 @@ def test_data_may_come_in_any_form():
         ({"calibration": "magic"}, "Choose one of: least_squares, repair, reset, None"),
         ({"probe": VECTORS[:0]}, "no samples"),
         ({"probe": VECTORS[:1]}, "one sample"),
+        ({"probe": VECTORS.numpy()}, r"of type ndarray and has no tensor.*Probe\.from_arrays"),
+        ({"probe": torch.full_like(VECTORS, float("nan"))}, "the samples hold NaN"),
+        ({"probe": torch.ones_like(VECTORS)}, "no unit of the networks varies on these samples"),
+        ({"shares": (1, float("inf"))}, "a number above 0, and none that is infinite"),
+        ({"models": [None, None]}, "a NoneType is no model"),
+        ({"models": ["one.pt", "other.pt"]}, "a str is no model"),
     ],
 )
 def test_bad_input_is_told(change, said, as_installed):
     network, groups, data = case("mlp")
-    models = [network] * change.pop("models", 2)
+    models = change.pop("models", 2)
+    models = models if isinstance(models, list) else [network] * models
     with pytest.raises(BadInput, match=said):
         zip_models(**{"models": models, "probe": data, "groups": groups} | change)
+
+
+def test_two_models_of_one_name_are_told():
+    network, groups, data = case("mlp")
+    with pytest.raises(BadInput, match="two models are called 'net'"):
+        zip_models([Checkpoint("net", module=network), Checkpoint("net", module=network)], data, groups=groups)
+
+
+@pytest.mark.parametrize("method", ["zip", "permute", "weight_matching", "identity"])
+def test_groups_of_another_width_are_told(method):
+    network, groups, data = case("mlp")
+    torch.manual_seed(0)
+    narrow = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 4)).eval()
+    for model, of_other in ((network, AxisGroups.of(narrow, data[:2])), (narrow, groups)):
+        with pytest.raises(BadInput, match=r"not those of model 0: 0\.bias has shape"):
+            zip_models([model, model], data, method=method, groups=of_other)
+        with pytest.raises(BadInput, match=r"not those of model 0: 0\.bias has shape"):
+            group_statistics([model, model], data, of_other)
+
+
+def test_groups_without_a_bias_are_told():
+    network, groups, data = case("mlp")
+    content = groups.to_dict()
+    content["groups"][0]["members"] = [part for part in content["groups"][0]["members"] if part["tensor"] != "0.bias"]
+    with pytest.raises(BadInput, match=r"permuting 0 does\. Is an axis missing"):
+        zip_models([network, network], data, groups=AxisGroups.from_dict(content))
+
+
+def test_statistics_of_other_models_are_told():
+    network, groups, data = case("mlp")
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
+    statistics = group_statistics([network, network], data, groups)
+    with pytest.raises(BadInput, match="the statistics are not those of model 1"):
+        zip_models([network, other], data, groups=groups, statistics=statistics)
+    with pytest.raises(BadInput, match="of 2 models, and there are 3"):
+        zip_models([network] * 3, data, groups=groups, statistics=statistics)
 
 
 def test_other_widths_are_told_by_tensor():
@@ -315,19 +414,49 @@ def test_other_widths_are_told_by_tensor():
 def test_nan_activations_are_told_by_layer():
     network, groups, data = case("mlp")
     broken = copy.deepcopy(network)
-    broken[2].weight.data[0, 0] = float("nan")
+    broken[2].weight.data[0] = 3e38
     with pytest.raises(BadInput, match="model 1 gives NaN or infinite values at '2'"):
         zip_models([network, broken], data, groups=groups)
 
 
-def test_networks_that_hardly_agree_and_few_samples_are_noted():
+@pytest.mark.parametrize("method", ["zip", "permute", "weight_matching", "identity"])
+@pytest.mark.parametrize("calibration", ["least_squares", "repair", "reset", None])
+@pytest.mark.parametrize("stop", [None, "2"])
+def test_nan_weights_are_told_whatever_is_done_with_them(method, calibration, stop):
     network, groups, data = case("mlp")
+    broken = copy.deepcopy(network)
+    broken[4].weight.data[0, 0] = float("nan")
+    with pytest.raises(BadInput, match=r"the tensor '4\.weight' of model 1 holds NaN"):
+        zip_models([network, broken], data, method=method, calibration=calibration, groups=groups, stop_at=stop)
+
+
+@pytest.mark.parametrize(("method", "calibration"), [("zip", None), ("weight_matching", "least_squares")])
+def test_few_samples_are_noted(method, calibration):
+    network, groups, data = case("mlp")
+    few, enough = (
+        zip_models([network, network], data[:count], method=method, groups=groups, calibration=calibration).notes
+        for count in (9, 10)
+    )
+    assert few[0] == "9 samples are fewer than the 10 units of the widest group. Give more."
+    assert not any("samples are fewer" in note for note in enough)
+
+
+@pytest.mark.parametrize("method", ["zip", "permute", "weight_matching"])
+def test_networks_that_hardly_agree_are_noted(method):
     torch.manual_seed(7)
-    stranger = networks.mlp()
-    notes = zip_models([network, stranger], data[:9], groups=groups, calibration=None).notes
-    assert any("9 samples are fewer than the 10 units" in note for note in notes)
-    random = with_weights(network, {name: torch.randn_like(value) for name, value in network.state_dict().items()})
-    assert not np.isnan(list(zip_models([network, random], data, groups=groups).aligned.agreements.values())).any()
+    strangers = [nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)) for _ in range(2)]
+    notes = zip_models(strangers, torch.randn(70, 64), method=method, calibration=None).notes
+    assert "the networks hardly agree in 1 of 1 groups" in notes[0]
+    assert zip_models([strangers[0]] * 2, torch.randn(70, 64), method=method, calibration=None).notes == ()
+
+
+def test_units_that_never_vary_are_noted():
+    network, groups, data = case("mlp")
+    dead = copy.deepcopy(network)
+    with torch.no_grad():
+        dead[0].weight[:3] = 0
+    notes = zip_models([dead, network], data, groups=groups, calibration=None).notes
+    assert notes[0].startswith("3 of 34 units never vary on these samples")
 
 
 def test_a_network_that_branches_is_merged_by_groups_given_by_hand():

@@ -30,6 +30,8 @@ def place(tmp_path):
     save_file(net.state_dict(), tmp_path / "one.safetensors")
     other = groups.permute(net.state_dict(), groups.random_permutations(1))
     save_file({name: value.contiguous() for name, value in other.items()}, tmp_path / "other.safetensors")
+    broken = {name: value * float("nan") for name, value in net.state_dict().items()}
+    save_file(broken, tmp_path / "nan.safetensors")
     (tmp_path / "nets.py").write_text(NETS)
     np.savez(tmp_path / "x.npz", x=x.numpy())
     return tmp_path
@@ -71,12 +73,41 @@ def test_a_permuted_copy_merges_into_the_network(place, method, capsys):
 def test_up_to_a_stop_one_file_holds_all_heads(place):
     result = ta.merge_networks(recipe(place, stop_at="2:input"), place / "out")
     assert result.cost.parameters < sum(cost.parameters for cost in result.parents) + 200
+    with pytest.raises(ta.BadInput, match=r"exported program zipped\.pt2.*torch\.export\.load\('.*zipped\.pt2'\)"):
+        ta.Zoo.open(place / "out")
     opened = torch.export.load(place / "out" / "zipped.pt2").module()
     x = torch.randn(5, 6)
     net = networks.mlp()
     net.load_state_dict(load_file(place / "one.safetensors"))
     for output in opened(x):
         assert torch.allclose(output, net(x), atol=1e-3)
+
+
+def test_a_network_that_cannot_be_followed_takes_groups_from_a_file(place, capfd):
+    torch.manual_seed(0)
+    net = networks.Branching().eval()
+    hidden = {
+        "name": "hidden",
+        "size": 6,
+        "members": [
+            {"tensor": "one.weight", "axis": 0},
+            {"tensor": "one.bias", "axis": 0},
+            {"tensor": "two.weight", "axis": 1, "role": "in"},
+        ],
+    }
+    (place / "groups.json").write_text(json.dumps({"groups": [hidden]}))
+    groups = ta.AxisGroups.load(place / "groups.json")
+    other = groups.permute(net.state_dict(), groups.random_permutations(1))
+    save_file(net.state_dict(), place / "one.safetensors")
+    save_file({name: value.contiguous() for name, value in other.items()}, place / "other.safetensors")
+    changes = {"builder": "tests.zip.networks:Branching", "reset_statistics": False}
+    assert run("merge", recipe(place, **changes), place / "out") == 2
+    said = capfd.readouterr().err
+    assert "if x.sum() > 0" in said
+    assert len(said.splitlines()) < 8  # and no graph of torch's
+    assert run("merge", recipe(place, **changes, groups="groups.json"), place / "out") == 0
+    merged = load_file(place / "out" / "model.safetensors")
+    assert all(torch.allclose(merged[name], value, atol=1e-6) for name, value in net.state_dict().items())
 
 
 def test_a_second_run_keeps_what_is_there_and_another_recipe_replaces_it(place):
@@ -115,6 +146,13 @@ def test_a_recipe_survives_its_file(place):
         ({"probe": "none.npz"}, "none.npz"),
         ({"stop_at": "4"}, "no legal stop.*Choose one of: 0, 1, 2, 3"),
         ({"builder": None}, "builder"),
+        ({"merge_method": "cycle_consistent"}, r"there is no method 'cycle_consistent'.*Methods are .*zip"),
+        ({"calibration": "repair", "reset_statistics": True}, "calibration and reset_statistics both say"),
+        ({"groups": "none.json"}, "cannot read axis groups from"),
+        (
+            {"merge_method": "weight_matching", "models": [{"model": "one.safetensors"}, {"model": "nan.safetensors"}]},
+            r"the tensor '0\.weight' of nan holds NaN",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_told(place, change, said, capsys):

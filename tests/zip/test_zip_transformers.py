@@ -66,6 +66,22 @@ def test_a_transformer_zipped_with_itself_is_itself(stop):
         assert relative(one[output], module(**data[0])[output]) < 1e-5
 
 
+def test_a_saved_transformer_takes_texts_of_any_length(tmp_path):
+    module, inputs, output, _, groups = derived("GPT-2")
+    data = batches(inputs)
+    zipped = ta.zip_models(
+        [module, module], data, stop_at="transformer.h.0", groups=groups, outputs=[output], calibration=None
+    )
+    zipped.save(tmp_path / "zipped.pt2")
+    opened = torch.export.load(tmp_path / "zipped.pt2").module()
+    for shape in ((2, 7), (1, 5), (4, 12)):
+        words = torch.randint(1, 49, shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected, found = zipped.network(**dict.fromkeys(data[0], words)), opened(words)
+        for one, other in zip(expected, found, strict=True):
+            assert relative(other[output], one[output]) < 1e-5
+
+
 def test_the_example_of_two_berts_runs(tmp_path):
     random = np.random.default_rng(0)
     subjects = [["goal", "match", "team"], ["bank", "market", "trade"], ["atom", "star", "cell"]]

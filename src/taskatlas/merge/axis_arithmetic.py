@@ -168,8 +168,14 @@ def softmax(step: Step, input: Traced, dim: int, **_: Any) -> Axes:
 # Reductions
 
 
-def reduction(step: Step, input: Traced, dim: Any = None, keepdim: bool = False, **_: Any) -> Result:
-    """A mean, sum or maximum does not mind the order."""
+def reduction(step: Step, input: Traced, dim: Any = None, keepdim: bool = False, **arguments: Any) -> Result:
+    """A mean, sum or maximum does not mind the order, but every unit counts: a norm written by hand has one."""
+    step.rigid += [input.axes[place] for place in _dims(dim, len(input.axes))]
+    return truth(step, input, dim, keepdim, **arguments)
+
+
+def truth(step: Step, input: Traced, dim: Any = None, keepdim: bool = False, **_: Any) -> Result:
+    """Whether any, or all, are true, and how many there are: the axes that are left."""
     dims = _dims(dim, len(input.axes))
     kept = [
         (blank(1) if place in dims else axis) for place, axis in enumerate(input.axes) if keepdim or place not in dims

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from taskatlas.errors import WorkFailed
-from taskatlas.merge.axis_groups import AxisGroups, FrozenAxis, Group, Permutations
+from taskatlas.merge.axis_groups import AxisGroups, FrozenAxis, Group, Permutations, Site
 from taskatlas.merge.axis_permute import reordered
 from taskatlas.merge.axis_run import Call, Weights, watch
 
@@ -28,7 +28,7 @@ def check(groups: AxisGroups, call: Call, weights: Weights) -> AxisGroups:
     Raises:
         WorkFailed: groups pass one by one and not together.
     """
-    looked = {(site.place, site.axis) for group in groups for site in group.taps}
+    looked = {(site.place, site.axis) for group in groups for site in group.taps if not site.is_operation}
     weights, tolerance, before, seen_before = _first_look(call, weights, looked)
     permutations = groups.random_permutations(seed=0)
     after, seen_after = _look(call, groups.permute(weights, permutations), looked)
@@ -46,12 +46,13 @@ def check(groups: AxisGroups, call: Call, weights: Weights) -> AxisGroups:
         for (place, axis), statistics in seen_before.items()
         if _close(_moved(statistics, groups, permutations, place, axis), seen_after[place, axis], tolerance)
     }
+
+    def shown(site: Site) -> bool:
+        return site.is_operation or (site.place, site.axis) in true
+
     return replace(
         groups,
-        groups=tuple(
-            replace(group, taps=tuple(site for site in group.taps if (site.place, site.axis) in true))
-            for group in groups
-        ),
+        groups=tuple(replace(group, taps=tuple(filter(shown, group.taps))) for group in groups),
     )
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import traceback
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,11 @@ from taskatlas.errors import BadInput, TaskAtlasError
 from taskatlas.merge.axis_check import check
 from taskatlas.merge.axis_collect import collect
 from taskatlas.merge.axis_groups import AxisGroups, Example
-from taskatlas.merge.axis_run import Call, Weights, generic_weights, slow_attention, tensors_of, watch
-from taskatlas.merge.axis_stops import stops
+from taskatlas.merge.axis_run import Call, Weights, generic_weights, tensors_of, watch
+from taskatlas.merge.axis_stops import made_of, stops
 from taskatlas.merge.axis_trace import follow, is_ours
+from taskatlas.merge.exporting import exported
+from taskatlas.merge.network_graph import NetworkGraph, values_at
 from taskatlas.probe import quiet
 
 _PREFIX = "network."
@@ -34,20 +35,22 @@ def derive(module: nn.Module, example: Example, outputs: Sequence[str] | None) -
     call = Call.of(module, example, outputs)
     with quiet(module):
         with _told("the example does not fit the network"):
-            weights = generic_weights(module)
-            results, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
-            if not all(bool(output.isfinite().all()) for output in results.values()):  # such as a logarithm of a weight
-                weights = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
-                _, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
+            weights = _telling_weights(call)
+            _, seen = watch(call, weights, lambda _, tensor: _fingerprint(tensor))
         with _told("the forward pass cannot be followed"):
             program, names = _exported(call)
         parameters = _parameters(program, module)
         twins = _twins(module)
         trace = follow(program.graph, parameters, _inputs(program, call), names)
-        places = _places(program, _fingerprints(program, call, weights), seen)
-        groups, frozen = collect(
-            trace, {place: trace.values[node].axes for place, node in places.items() if node in trace.values}, twins
-        )
+        prints = _fingerprints(program, call, weights)
+        places = _places(program, prints, seen)
+        axes = {place: trace.values[node].axes for place, node in places.items() if node in trace.values}
+        groups, frozen = collect(trace, axes, twins)
+        if not all(group.taps for group in groups):
+            inner = _operations(call, weights, program, parameters, prints)
+            axes |= {place: trace.values[node].axes for place, node in inner.items() if node in trace.values}
+            everywhere, _ = collect(trace, axes, twins)
+            groups = [group if group.taps else other for group, other in zip(groups, everywhere, strict=True)]
         found = AxisGroups(
             groups=tuple(groups),
             frozen=tuple(frozen),
@@ -62,7 +65,15 @@ def recheck(groups: AxisGroups, module: nn.Module, example: Example, outputs: Se
     call = Call.of(module, example, outputs)
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     with quiet(module), _told("the example does not fit the network"):
-        return check(replace(groups, shapes=shapes), call, generic_weights(module))
+        return check(replace(groups, shapes=shapes), call, _telling_weights(call))
+
+
+def _telling_weights(call: Call) -> Weights:
+    """Random weights, in which nothing is alike by chance; the network's own where those give no numbers."""
+    weights = generic_weights(call.module)
+    if all(bool(output.isfinite().all()) for output in call.run(weights).values()):
+        return weights
+    return {name: tensor.detach() for name, tensor in tensors_of(call.module).items()}  # as for a logarithm of a weight
 
 
 class _Named(nn.Module):
@@ -82,9 +93,7 @@ class _Named(nn.Module):
 
 def _exported(call: Call) -> tuple[ExportedProgram, list[str]]:
     names: list[str] = []
-    with warnings.catch_warnings(), slow_attention():
-        warnings.simplefilter("ignore")  # what export would like to be otherwise in somebody's network
-        program = torch.export.export(_Named(call, names).eval(), call.arguments, call.keywords, strict=False)
+    program = exported(_Named(call, names), call.arguments, call.keywords)
     return program, list(names)
 
 
@@ -178,6 +187,38 @@ def _places(program: ExportedProgram, fingerprints: Mapping[Node, str], seen: Ma
         if candidates:
             found[place] = candidates[-1] if fitting else candidates[0]
     return found
+
+
+def _operations(
+    call: Call,
+    weights: Weights,
+    program: ExportedProgram,
+    parameters: Mapping[str, str],
+    prints: Mapping[Node, str],
+) -> dict[str, Node]:
+    """Where values meet weights, by the names of those operations in the graph that networks are read in.
+
+    That graph is exported by itself, with a free batch and all outputs; an operation is the same if it gives the same.
+    """
+    example = call.keywords or call.arguments
+    try:
+        graph = NetworkGraph.of(call.module, example)
+    except BadInput:  # what stands in the way of a free batch
+        return {}
+    tensors = {**graph.tensors, **{name: weights[name] for name in graph.tensors if name in weights}}
+    named: dict[str, str] = {}
+    for place, value in values_at(graph, tensors, example, list(graph.operations())):
+        if isinstance(value, Tensor):
+            named.setdefault(_fingerprint(value), place)
+    nodes = list(program.graph.nodes)
+    of_inputs, of_weights = made_of(nodes, parameters)
+    return {
+        named[prints[node]]: node
+        for node in nodes
+        if node in of_inputs & of_weights
+        and any(source in of_weights - of_inputs for source in node.all_input_nodes)
+        and prints.get(node) in named
+    }
 
 
 def _fingerprint(tensor: Tensor) -> str:

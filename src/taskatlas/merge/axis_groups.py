@@ -21,6 +21,7 @@ How to apply a map to a group, in full:
   Or move the outer group, then look at the inner ones anew: both ways give every arrangement that there is.
 - A ``Site`` says where the units can be seen: ``place`` is a module's name (its output) or ``name:input``, as for
   ``taskatlas.probe`` taps; ``axis`` and ``layout`` are those of that activation. A residual stream has many sites.
+  Units that no module takes or gives, as in a fused attention, are seen at operations of the graph: ``linear#2``.
 - ``scalable`` is False where a softmax or a norm runs along the axis: units can be permuted, not rescaled one by one.
 """
 
@@ -39,6 +40,7 @@ from taskatlas.store import atomic_write, digest
 
 Role = Literal["out", "in", "both"]
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
+OPERATION = "#"  # in the name of a place that is an operation
 Only = tuple[int, int, int, int]  # a slice of another axis: (axis, start, stop, step)
 Order = Integer[np.ndarray, " _"]
 Permutations = Mapping[str, Order]
@@ -107,6 +109,11 @@ class Site:
     place: str  # a module's name for its output, name:input for its input; the first tensor where there are several
     axis: int
     layout: Layout
+
+    @property
+    def is_operation(self) -> bool:
+        """Whether the place is no module's but an operation of the graph: ``linear#2`` is its third linear one."""
+        return OPERATION in self.place
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from taskatlas.merge.axis_arithmetic import (
     same,
     softmax,
     transposed_convolution,
+    truth,
 )
 from taskatlas.merge.axis_shapes import (
     concatenate,
@@ -73,7 +74,8 @@ RULES: Mapping[Rule, str] = {
     group_norm: "group_norm",
     layer_norm: "layer_norm rms_norm _fused_rms_norm",
     softmax: "softmax log_softmax _softmax _log_softmax",
-    reduction: "mean sum prod var std amax amin logsumexp norm linalg_vector_norm any all var_mean std_mean numel",
+    reduction: "mean sum prod var std amax amin logsumexp norm linalg_vector_norm var_mean std_mean",
+    truth: "any all numel",
     extremum: "max min argmax argmin median mode",
     ordered: "sort topk argsort cumsum cumprod flip roll logcumsumexp cummax cummin",
     view: "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as ravel",

@@ -1,8 +1,10 @@
 """Running a module on an example with weights of one's choice, and looking at what its submodules take and give."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.axis_groups import Example
+from taskatlas.merge.exporting import slow_attention
 
 Seen = TypeVar("Seen")
 Weights = Mapping[str, Tensor]
@@ -63,20 +66,6 @@ class Call:
         return kept
 
 
-@contextmanager
-def slow_attention() -> Iterator[None]:
-    """While it lasts, ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` call their submodules one by one.
-
-    Their fused path passes hooks by, so nothing would be seen of what is inside.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by every name they have."""
     return {
@@ -111,36 +100,41 @@ def watch(
         place is told.
     """
     seen: dict[str, Seen] = {}
-    calls: dict[str, int] = {}
+    times: Counter[str] = Counter()
 
-    def after(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, __: Any, output: Any) -> None:
-            given = first_tensor(output)
-            if given is not None:
-                seen[name] = look(name, given)
+    def note(place: str, tensor: Tensor) -> None:
+        times[place] += 1
+        seen[place] = look(place, tensor)
 
-        return note
-
-    def before(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            calls[name] = calls.get(name, 0) + 1
-            taken = first_tensor([*arguments, *keywords.values()])
-            if taken is not None:
-                seen[f"{name}:input"] = look(f"{name}:input", taken)
-
-        return note
-
-    hooks = []
-    for name, module in call.module.named_modules():
-        if name:
-            hooks.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            hooks.append(module.register_forward_hook(after(name)))
-    try:
+    names = [name for name, _ in call.module.named_modules() if name]
+    with watching(call.module, [place for name in names for place in (f"{name}:input", name)], note):
         outputs = call.run(weights)
+    return outputs, {place: what for place, what in seen.items() if times[place] == 1}
+
+
+@contextmanager
+def watching(module: nn.Module, places: Iterable[str], note: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While it lasts, ``note(place, tensor)`` is told what modules give (``layer2``) and take (``fc:input``)."""
+
+    def told(place: str, value: Any) -> None:
+        found = first_tensor(value)
+        if found is not None:
+            note(place, found)
+
+    modules, hooks = dict(module.named_modules(remove_duplicate=False)), []
+    for place in places:
+        part = modules[place.removesuffix(":input")]
+        if place.endswith(":input"):
+            taken = partial(_taken, told, place)
+            hooks.append(part.register_forward_pre_hook(taken, with_kwargs=True))
+        else:
+            hooks.append(part.register_forward_hook(partial(_given, told, place)))
+    try:
+        with slow_attention():
+            yield
     finally:
-        for handle in hooks:
-            handle.remove()
-    return outputs, {place: what for place, what in seen.items() if calls[place.removesuffix(":input")] == 1}
+        for hook in hooks:
+            hook.remove()
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -152,6 +146,16 @@ def first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, tuple | list):
         return next((found for item in value if (found := first_tensor(item)) is not None), None)
     return None
+
+
+def _taken(
+    told: Callable[[str, Any], None], place: str, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> None:
+    told(place, [*arguments, *keywords.values()])
+
+
+def _given(told: Callable[[str, Any], None], place: str, _: nn.Module, __: Any, output: Any) -> None:
+    told(place, output)
 
 
 def _in_precision_of(weights: Iterable[Tensor], values: Any) -> Any:

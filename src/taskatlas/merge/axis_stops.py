@@ -50,8 +50,8 @@ def stops(
             yield Stop(known[0], tuple(known[1:]), trunk, rest)
 
 
-def _hidden(nodes: Sequence[Node], names: Mapping[str, str]) -> list[Node]:
-    """Nodes that depend on both inputs and weights."""
+def made_of(nodes: Sequence[Node], names: Mapping[str, str]) -> tuple[set[Node], set[Node]]:
+    """The nodes that depend on inputs, and those that depend on weights."""
     of_inputs: set[Node] = set()
     of_weights: set[Node] = set()
     for node in nodes:
@@ -62,4 +62,10 @@ def _hidden(nodes: Sequence[Node], names: Mapping[str, str]) -> list[Node]:
                 of_inputs.add(node)
             if source in of_weights:
                 of_weights.add(node)
+    return of_inputs, of_weights
+
+
+def _hidden(nodes: Sequence[Node], names: Mapping[str, str]) -> list[Node]:
+    """Nodes that depend on both inputs and weights."""
+    of_inputs, of_weights = made_of(nodes, names)
     return [node for node in nodes if node in of_inputs and node in of_weights and node.op != "output"]

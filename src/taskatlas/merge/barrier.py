@@ -5,6 +5,7 @@ valleys are often one (Ainsworth et al., Git Re-Basin, ICLR 2023, definition 2.2
 on the path rises above the straight line between the losses at its ends.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from taskatlas.merge.batch_norm import reestimate_batch_norm
 from taskatlas.merge.matching import Alignment
 from taskatlas.merge.merged_weights import StateDict, merged_weights
 from taskatlas.merge.zipped import Zipped
+from taskatlas.zoo.weights import first_line
 
 Points = Sequence[float | int] | Float[np.ndarray, " points"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -69,7 +71,8 @@ def loss_barrier(
         reset_statistics: BatchNorm statistics are estimated again at each point between the ends.
 
     Raises:
-        BadInput: no data, points that do not go from 0 to 1, or networks with other tensors than each other.
+        BadInput: no data, points that do not go from 0 to 1, networks with other tensors than each other, answers that
+            do not fit, or a loss that is NaN or infinite.
 
     Example:
         >>> one, other = nn.Linear(1, 2, bias=False), nn.Linear(1, 2, bias=False)
@@ -84,15 +87,29 @@ def loss_barrier(
     if not data:
         raise BadInput("there are no batches to measure a loss on.")
     inputs = [batch for batch, _ in data]
-    losses = []
+    losses: list[float] = []
     for network in track(on_the_path(one, other, where, inputs if reset_statistics else None), "measuring the path"):
         total = count = 0.0
         with torch.no_grad():
             for batch, answers in data:
-                total += float(loss(network(batch), answers)) * len(answers)
+                total += _value(loss, network(batch), answers) * len(answers)
                 count += len(answers)
+        if not math.isfinite(total):
+            raise BadInput(
+                f"the loss is NaN or infinite at {where[len(losses)]:.3g} of the path. Are all weights whole?"
+            )
         losses.append(total / count)
     return LossBarrier(where, np.array(losses))
+
+
+def _value(loss: Loss, outputs: Tensor, answers: Tensor) -> float:
+    try:
+        return float(loss(outputs, answers))
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise BadInput(
+            f"the loss of outputs of shape {tuple(outputs.shape)} cannot be computed ({first_line(error)}). "
+            "Do the answers fit them?"
+        ) from error
 
 
 def on_the_path(

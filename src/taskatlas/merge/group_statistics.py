@@ -11,25 +11,23 @@ over that axis.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
-from torch.utils.hooks import RemovableHandle
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.axis_groups import AxisGroups, Example, Site
-from taskatlas.merge.axis_run import Call, first_tensor
+from taskatlas.merge.axis_run import Call, watching
 from taskatlas.merge.covariance import Covariance, as_samples
-from taskatlas.merge.network_graph import seen_at
+from taskatlas.merge.network_graph import NetworkGraph, seen_at, tensors_of_graph, values_at
+from taskatlas.merge.probe_batches import first_samples
 from taskatlas.probe import quiet
+from taskatlas.zoo.weights import tensors_digest
 
 Seen = dict[tuple[str, Site], Tensor]
 Wanted = dict[tuple[str, Site], tuple[int, ...]]  # for each group and site the axes along which other groups move
@@ -41,14 +39,16 @@ class GroupStatistics:
 
     Attributes:
         models: n.
-        samples: how many samples the networks saw.
+        contents: digests of their tensors.
+        rows: by group, how many rows its covariances are made of; pixels and tokens count.
         covariances: for every outermost group and each site where it is seen (n·p, n·p). Without groups within it, p
             is its number of units, and copies of a unit count as samples; else the positions it has at the site, unit
             after unit.
     """
 
     models: int
-    samples: int
+    contents: tuple[str, ...]
+    rows: Mapping[str, int]
     covariances: Mapping[str, Mapping[Site, Float[np.ndarray, "positions _"]]]
 
 
@@ -69,74 +69,59 @@ def gather(
     """
     outer = {group.within[0] for group in groups if group.within is not None}
     wanted: Wanted = {}
+    graph: NetworkGraph | None = None
     pooled: dict[tuple[str, Site], Covariance] = {}
-    samples = 0
     for batch in track(batches, "reading features"):
         if not pooled:
-            places = _telling_places(networks[0], groups, batch)
-            wanted = _wanted(groups, places)
+            few = first_samples(batch, 2)
+            wanted = _wanted(groups, _telling_places(networks[0], groups, few))
+            graph = NetworkGraph.of(networks[0], few) if any(site.is_operation for _, site in wanted) else None
             pooled = {key: Covariance() for key in wanted}
-        seen = [_features(network, batch, wanted, outer) for network in networks]
+        seen = [_features(network, batch, wanted, outer, graph) for network in networks]
         for (name, site), covariance in pooled.items():
             _pool(covariance, [values[name, site] for values in seen], site, names)
-        samples += _length(batch)
-    if not samples:
-        raise BadInput("there are no samples to compare the networks on.")
     covariances: dict[str, dict[Site, np.ndarray]] = {group.name: {} for group in groups if group.within is None}
+    rows: dict[str, int] = {}
     for (name, site), covariance in pooled.items():
         covariances[name][site] = covariance.covariance
-    return GroupStatistics(len(networks), samples, covariances)
+        rows[name] = max(rows.get(name, 0), covariance.count)
+    return GroupStatistics(len(networks), tuple(map(content_of, networks)), rows, covariances)
 
 
-def _features(network: nn.Module, batch: Example, wanted: Wanted, outer: set[str]) -> Seen:
-    """What one network makes of a batch, at every site of every group."""
-    mask = _token_mask(batch)
+def content_of(network: nn.Module) -> str:
+    """Digest of a network's tensors."""
+    return tensors_digest({name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)})
+
+
+def _features(network: nn.Module, batch: Example, wanted: Wanted, outer: set[str], graph: NetworkGraph | None) -> Seen:
+    """What one network makes of a batch, at every site of every group; read before a later operation can write there.
+
+    Args:
+        network: one of them.
+        batch: as it takes it.
+        wanted: the sites.
+        outer: groups with groups within them.
+        graph: of all networks, for sites that are operations.
+    """
+    mask, values = _token_mask(batch), Seen()
+    at: dict[str, list[tuple[str, Site, tuple[int, ...]]]] = {}
+    for (name, site), others in wanted.items():
+        at.setdefault(site.place, []).append((name, site, others))
+
+    def keep(place: str, tensor: Tensor) -> None:
+        for name, site, others in at[place]:
+            spread = tensor.mean(others, keepdim=True) if others else tensor
+            values[name, site] = _read(spread, site, name in outer, mask)
+
+    operations = list(dict.fromkeys(site.place for _, site in wanted if site.is_operation))
     call = Call.of(network, batch, None)
-    with quiet(network), _Watched(network, wanted, outer, mask) as watched:
-        network(*call.arguments, **call.keywords)
-    return watched.values
-
-
-class _Watched:
-    """Reads what a network computes at some places as it comes, before a later operation can write over it."""
-
-    def __init__(self, network: nn.Module, wanted: Wanted, outer: set[str], mask: Tensor | None) -> None:
-        self.values: Seen = {}
-        self._network = network
-        self._outer = outer
-        self._mask = mask
-        self._wanted: dict[str, list[tuple[str, Site, tuple[int, ...]]]] = {}
-        for (name, site), others in wanted.items():
-            self._wanted.setdefault(site.place, []).append((name, site, others))
-        self._hooks: list[RemovableHandle] = []
-
-    def __enter__(self) -> "_Watched":
-        modules = dict(self._network.named_modules(remove_duplicate=False))
-        for place in self._wanted:
-            module = modules[place.removesuffix(":input")]
-            if place.endswith(":input"):
-                self._hooks.append(module.register_forward_pre_hook(self._taken(place), with_kwargs=True))
-            else:
-                self._hooks.append(module.register_forward_hook(self._given(place)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _taken(self, place: str) -> Callable[..., None]:
-        return lambda _, arguments, keywords: self._keep(place, first_tensor([*arguments, *keywords.values()]))
-
-    def _given(self, place: str) -> Callable[..., None]:
-        return lambda _, __, output: self._keep(place, first_tensor(output))
-
-    def _keep(self, place: str, tensor: Tensor | None) -> None:
-        if tensor is not None:
-            for name, site, others in self._wanted[place]:
-                values = tensor.mean(others, keepdim=True) if others else tensor
-                self.values[name, site] = _read(values, site, name in self._outer, self._mask)
+    with quiet(network):
+        with watching(network, [place for place in at if place not in operations], keep):
+            network(*call.arguments, **call.keywords)
+        if graph is not None:
+            for place, tensor in values_at(graph, tensors_of_graph(graph, network), batch, operations):
+                keep(place, tensor)
+    return values
 
 
 def _wanted(groups: AxisGroups, places: set[str]) -> Wanted:
@@ -155,10 +140,9 @@ def _wanted(groups: AxisGroups, places: set[str]) -> Wanted:
     return found
 
 
-def _telling_places(network: nn.Module, groups: AxisGroups, batch: Example) -> set[str]:
+def _telling_places(network: nn.Module, groups: AxisGroups, few: Example) -> set[str]:
     """Of all places that show one tensor the first, and of what a norm takes and gives only what it gives."""
-    places = dict.fromkeys(site.place for group in groups for site in group.taps)
-    few = tree_map(lambda value: value[:2] if isinstance(value, Tensor) and value.ndim else value, batch)
+    places = dict.fromkeys(site.place for group in groups for site in group.taps if not site.is_operation)
     contents = {place: _content(tensor) for place, tensor in seen_at(network, few, list(places)).items()}
     before_norms = {contents.get(f"{norm}:input") for norm in _norms(groups)}
     first: dict[str, str] = {}
@@ -209,9 +193,3 @@ def _pool(covariance: Covariance, features: list[Tensor], site: Site, names: Seq
 def _token_mask(batch: Example) -> Tensor | None:
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-def _length(batch: Example) -> int:
-    values: Any = [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, Mapping) else batch
-    first = first_tensor(list(values))
-    return 0 if first is None else len(first)

@@ -37,6 +37,8 @@ def add_to_zipped(zipped: Zipped, model: nn.Module | Checkpoint, probe: Data, **
         >>> add_to_zipped(zip_models([one, one], x), one, x)
         Zipped(model 0, model 1, model 2; to the end, 1 group aligned)
     """
+    if not isinstance(zipped, Zipped):
+        raise BadInput(f"a {type(zipped).__name__} is no zipped network. Give what zip_models returned.")
     if {"stop_at", "shares"} & settings.keys():
         raise BadInput("stop_at and shares are those of the zipped network. Leave them out.")
     if not isinstance(model, Checkpoint):
@@ -45,7 +47,7 @@ def add_to_zipped(zipped: Zipped, model: nn.Module | Checkpoint, probe: Data, **
     if isinstance(merged, ZippedNetwork):
         merged = _with_trunk(model.open().module, merged)
     both = zip_models(
-        [Checkpoint("merged", module=merged), model],
+        [Checkpoint(" and ".join(zipped.names), module=merged), model],
         probe,
         stop_at=zipped.stop_at,
         shares=(len(zipped.names), 1),

@@ -12,7 +12,14 @@ from taskatlas.merge.axis_groups import AxisGroups, Example, Stop
 from taskatlas.merge.calibration import Remedy, calibrate
 from taskatlas.merge.least_squares import fold_norms
 from taskatlas.merge.merged_weights import mean_of_parents, merged_weights
-from taskatlas.merge.network_graph import NetworkGraph, as_module, flat_inputs, seen_at, tensor_names
+from taskatlas.merge.network_graph import (
+    NetworkGraph,
+    as_module,
+    flat_inputs,
+    seen_at,
+    tensor_names,
+    tensors_of_graph,
+)
 from taskatlas.merge.probe_batches import ProbeBatches, batch_length
 from taskatlas.merge.unmerging import Places, own_places, regroup, unmix
 from taskatlas.merge.walker import Walker, peak_bytes
@@ -56,7 +63,7 @@ class Merging:
         if self.calibration is None:
             return merged
         graph = NetworkGraph.of(self.networks[0], self.example, self.outputs)
-        tensors = [_tensors(graph, network) for network in self.networks]
+        tensors = [tensors_of_graph(graph, network) for network in self.networks]
         walker, _ = self._merge(graph.graph, tensors, self._inputs(graph.graph, tensors[0]))
         return merged | {name: tensor for name, tensor in walker.tensors.items() if name in merged}
 
@@ -69,7 +76,7 @@ class Merging:
         ]
         if len(graphs) == 1:
             graphs, nodes = graphs * len(self.networks), nodes * len(self.networks)
-        tensors = [_tensors(graph, network) for graph, network in zip(graphs, self.networks, strict=True)]
+        tensors = [tensors_of_graph(graph, network) for graph, network in zip(graphs, self.networks, strict=True)]
         inputs = self._inputs(graphs[0].graph, tensors[0])
         trunk = graphs[0].until(nodes[0])
         merged, parents = self._merge(trunk, tensors, inputs)
@@ -142,12 +149,6 @@ class Merging:
         own = Walker(tensors, [[value, *flat] for value, flat in zip(wanted, inputs, strict=True)])
         calibrate(rest, head, [own], lambda values, *_: values[0], self.calibration, seed=self.seed)
         return unmerge, head.tensors
-
-
-def _tensors(graph: NetworkGraph, network: nn.Module) -> dict[str, Tensor]:
-    """A network's tensors by the names in a graph that may be another network's."""
-    state = network.state_dict()
-    return {name: state.get(name, value) for name, value in graph.tensors.items()}
 
 
 def _parameters(network: nn.Module) -> set[str]:

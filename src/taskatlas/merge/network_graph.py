@@ -1,24 +1,26 @@
 """A network as a flat graph of ATen operations without side effects, which can be cut in two and run step by step."""
 
-import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.axis_groups import Example
-from taskatlas.merge.axis_run import Call, first_tensor
+from taskatlas.merge.axis_groups import OPERATION, Example
+from taskatlas.merge.axis_run import Call, watching
+from taskatlas.merge.exporting import exported_freely, slow_attention
+from taskatlas.merge.walker import Walker, last_uses
 from taskatlas.probe import quiet
 from taskatlas.zoo.weights import first_line
 
 _PREFIX = "network."
+_ROUNDING = 1e-5  # of the largest value: as much as another order of the same sums makes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +60,11 @@ class NetworkGraph:
         """
         call = Call.of(network, example, outputs)
         flat = _Flat(call)
-        with quiet(network):
+        with quiet(network), slow_attention():
             names = tuple(call.named(network(*call.arguments, **call.keywords)))
             try:
-                module = _exported(flat, flat_inputs(example))
+                program = exported_freely(flat, flat_inputs(example), functional=True)
+                module: GraphModule = program.module(check_guards=False)
             except Exception as error:  # whatever a network's own code, or torch, raises
                 raise BadInput(
                     f"{type(network).__name__} cannot be followed ({first_line(error)}). "
@@ -88,6 +91,16 @@ class NetworkGraph:
             raise BadInput(f"no value of the network is what can be seen at {place!r}. Choose another stop.")
         return finder.found
 
+    def operations(self) -> dict[str, Node]:
+        """The values of the graph by names of their own: ``linear#2`` is what the third linear operation gives."""
+        times: Counter[str] = Counter()
+        found = {}
+        for node in (node for node in self.graph.nodes if node.op == "call_function"):
+            kind = str(node.target).removeprefix("aten.").split(".")[0]
+            found[f"{kind}{OPERATION}{times[kind]}"] = node
+            times[kind] += 1
+        return found
+
     def until(self, node: Node) -> Graph:
         """The part that makes a value: takes the flat inputs, gives the value in a tuple."""
         graph, copies = _copied(self.graph)
@@ -102,6 +115,54 @@ class NetworkGraph:
             merged = graph.placeholder("merged")
         copies[node].replace_all_uses_with(merged)
         return _pruned(graph)
+
+
+def tensors_of_graph(graph: NetworkGraph, network: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors by the names in a graph that may be another network's."""
+    state = network.state_dict()
+    return {name: state.get(name, value) for name, value in graph.tensors.items()}
+
+
+def needed_for(nodes: Iterable[Node]) -> set[Node]:
+    """Nodes and all that they are made of."""
+    found: set[Node] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
+
+
+def values_at(
+    graph: NetworkGraph, tensors: Mapping[str, Tensor], example: Example, operations: Iterable[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """What some of the graph's operations give on an example, in their order; nothing else is computed.
+
+    Raises:
+        BadInput: there is no such operation.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> graph = NetworkGraph.of(net, torch.zeros(2, 2))
+        >>> [(name, value.shape) for name, value in values_at(graph, graph.tensors, torch.zeros(5, 2), ["linear#0"])]
+        [('linear#0', torch.Size([5, 1]))]
+    """
+    known = graph.operations()
+    missing = [name for name in operations if name not in known]
+    if missing:
+        raise BadInput(f"the network's graph has no operation {missing[0]!r}. Derive its axis groups anew.")
+    names = {known[name]: name for name in operations}
+    needed = needed_for(names)
+    walker, last_needed = Walker(dict(tensors), [flat_inputs(example)]), last_uses(graph.graph)
+    for node in graph.graph.nodes:
+        if node not in needed and node.op != "placeholder":
+            continue
+        walker.step(node)
+        if node in names:
+            yield names[node], walker.values[node][0]
+        walker.forget(last_needed[node])
 
 
 def tensor_names(graph: Graph) -> list[str]:
@@ -127,16 +188,6 @@ def flat_inputs(example: Example) -> list[Any]:
     return list(tree_leaves((call.arguments, call.keywords)))
 
 
-def free_axes(leaves: Sequence[Any], most: int) -> tuple[dict[int, Any] | None, ...]:
-    """For ``torch.export``: of floats the first axis is free, of whole numbers the first ``most``."""
-    return tuple(
-        dict.fromkeys(range(min(leaf.ndim, 1 if leaf.is_floating_point() else most)), Dim.AUTO)
-        if isinstance(leaf, Tensor)
-        else None
-        for leaf in leaves
-    )
-
-
 def seen_at(network: nn.Module, example: Example, places: Sequence[str]) -> dict[str, Tensor]:
     """The tensors at modules' outputs (``layer2``) and inputs (``fc:input``) in one forward pass, as they were then.
 
@@ -147,32 +198,12 @@ def seen_at(network: nn.Module, example: Example, places: Sequence[str]) -> dict
     """
     seen: dict[str, Tensor] = {}
 
-    def note(place: str, value: Any) -> None:
-        found = first_tensor(value)
-        if found is not None:
-            seen[place] = found.detach().clone()
+    def note(place: str, tensor: Tensor) -> None:
+        seen[place] = tensor.detach().clone()
 
-    def taken(place: str) -> Any:
-        return lambda _, arguments, keywords: note(place, [*arguments, *keywords.values()])
-
-    def given(place: str) -> Any:
-        return lambda _, __, output: note(place, output)
-
-    modules = dict(network.named_modules(remove_duplicate=False))
-    hooks = []
-    for place in places:
-        module = modules[place.removesuffix(":input")]
-        if place.endswith(":input"):
-            hooks.append(module.register_forward_pre_hook(taken(place), with_kwargs=True))
-        else:
-            hooks.append(module.register_forward_hook(given(place)))
     call = Call.of(network, example, None)
-    try:
-        with quiet(network):
-            network(*call.arguments, **call.keywords)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with quiet(network), watching(network, places, note):
+        network(*call.arguments, **call.keywords)
     return seen
 
 
@@ -191,36 +222,22 @@ class _Flat(nn.Module):
 
 
 class _Finder(Interpreter):
-    """Runs a graph and keeps the first operation whose result is the one looked for."""
+    """Runs a graph and keeps the first operation whose result is the one looked for, or else differs by rounding."""
 
     def __init__(self, module: GraphModule, wanted: Tensor) -> None:
         super().__init__(module)
         self.wanted = wanted
         self.found: Node | None = None
+        self._apart = _ROUNDING * float(wanted.abs().max()) if wanted.numel() else 0.0
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if self.found is None and n.op == "call_function" and isinstance(value, Tensor):
-            same = value.shape == self.wanted.shape and torch.equal(value, self.wanted)
-            self.found = n if same else None
+        if n.op == "call_function" and isinstance(value, Tensor) and value.shape == self.wanted.shape:
+            if self.found is None and torch.equal(value, self.wanted):
+                self.found, self._apart = n, 0.0
+            elif self._apart and float((value - self.wanted).abs().max()) < self._apart:
+                self.found, self._apart = n, float((value - self.wanted).abs().max())
         return value
-
-
-def _exported(network: _Flat, leaves: list[Any]) -> GraphModule:
-    """Free are the batch, and the other axes of whole numbers (texts differ in length) where the network allows it."""
-
-    def export(most: int) -> GraphModule:
-        shapes = (free_axes(leaves, most),)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what export would like to be otherwise in somebody's network
-            program = torch.export.export(network, tuple(leaves), dynamic_shapes=shapes, strict=False)
-            module: GraphModule = program.run_decompositions({}).module(check_guards=False)
-        return module
-
-    try:
-        return export(most=8)
-    except Exception:  # some networks build tables of one length
-        return export(most=1)
 
 
 def _copied(graph: Graph) -> tuple[Graph, dict[Node, Node]]:

@@ -75,6 +75,7 @@ def merge_networks(
     named = NamedNetworks.of(recipe, zoo=None if zoo is None else Zoo.open(zoo), beside=beside)
     out = Path(out)
     inputs = {f"model {one.name}": one.digest for one in named.checkpoints} | {"probe": named.probe.digest}
+    inputs |= {} if named.groups is None else {"groups": named.groups.digest}
     settings = {"recipe": recipe.text}
     if _is_finished(out, inputs, settings, seed):
         return _result(out, kept=True)
@@ -88,6 +89,7 @@ def merge_networks(
         a=recipe.a,
         b=recipe.b,
         calibration=recipe.remedy,
+        groups=named.groups,
         outputs=recipe.outputs,
         device=device,
         seed=seed,

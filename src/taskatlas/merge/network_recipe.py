@@ -10,6 +10,7 @@
     b: 0.125
     stop_at: layer2                   # left out: merged to the end
     reset_statistics: true            # left out: layers are fitted by least squares
+    groups: groups.json               # only for networks that cannot be followed
 """
 
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.axis_groups import AxisGroups
 from taskatlas.merge.calibration import Remedy
 from taskatlas.merge.recipe import did_you_mean
 from taskatlas.probe import Probe
@@ -53,7 +55,9 @@ class NetworkRecipe(BaseModel):
         stop_at: up to where they are merged; None: to the end. ``taskatlas zip-points`` lists the places.
         reset_statistics: True: BatchNorm statistics are estimated again, and nothing else is calibrated; False: nothing
             is; None: as ``calibration`` says.
-        calibration: ``least_squares``, ``repair`` or ``reset``.
+        calibration: ``least_squares``, ``repair`` or ``reset``; in place of ``reset_statistics``.
+        groups: a JSON file of axis groups (``AxisGroups.save``), for networks that cannot be followed; None: they are
+            derived.
         builder: for models that name none.
         zoo: a folder, or ``zoo.yaml``, whose checkpoints may be named as models.
         outputs: for models that return a mapping, the entries that count.
@@ -77,6 +81,7 @@ class NetworkRecipe(BaseModel):
     stop_at: _Name | None = None
     reset_statistics: bool | None = None
     calibration: Remedy = "least_squares"
+    groups: _Name | None = None
     builder: _Name | None = None
     zoo: _Name | None = None
     outputs: tuple[_Name, ...] | None = None
@@ -128,6 +133,12 @@ class NetworkRecipe(BaseModel):
             return self.calibration
         return "reset" if self.reset_statistics else None
 
+    @model_validator(mode="after")
+    def _says_once(self) -> "NetworkRecipe":
+        if {"calibration", "reset_statistics"} <= self.model_fields_set:
+            raise ValueError("calibration and reset_statistics both say what is done once units are merged; give one")
+        return self
+
     def __repr__(self) -> str:
         until = "" if self.stop_at is None else f" up to {self.stop_at}"
         return f"NetworkRecipe({self.merge_method}, {len(self.models)} models{until})"
@@ -142,10 +153,12 @@ class NamedNetworks:
     Attributes:
         checkpoints: the models, by names of their own.
         probe: the samples.
+        groups: which axes move together, if the recipe says it.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     probe: Probe
+    groups: AxisGroups | None = None
 
     @classmethod
     def of(cls, recipe: NetworkRecipe, *, zoo: Zoo | None = None, beside: Path | None = None) -> "NamedNetworks":
@@ -179,7 +192,8 @@ class NamedNetworks:
         probe = Probe.open(_place(recipe.probe, beside))
         if recipe.samples is not None and recipe.samples < len(probe):
             probe = probe.take(np.linspace(0, len(probe) - 1, recipe.samples).round().astype(int))
-        return cls(tuple(found), probe)
+        groups = None if recipe.groups is None else AxisGroups.load(_place(recipe.groups, beside))
+        return cls(tuple(found), probe, groups)
 
 
 def _place(name: str, beside: Path | None) -> Path:
@@ -199,4 +213,7 @@ def _first_problem(error: ValidationError) -> str:
         return f"{where}: unknown key{meant}"
     if where == "models" and problem["type"] == "too_short":
         return "models: name two or more."
-    return f"{where}: {problem['msg']}." if where else "the recipe is no mapping of keys to values."
+    if where:
+        return f"{where}: {problem['msg']}."
+    said = problem.get("ctx", {}).get("error")
+    return "the recipe is no mapping of keys to values." if said is None else f"{said}."

@@ -28,7 +28,7 @@ class ProbeBatches:
         batch_size: samples a batch, of a probe or a tensor.
 
     Raises:
-        BadInput: there are no samples.
+        BadInput: there are no samples, or they are no tensors; when it is passed over: they hold NaN.
 
     Example:
         >>> batches = ProbeBatches(torch.zeros(5, 3, dtype=torch.float64), nn.Linear(3, 1), batch_size=2)
@@ -57,11 +57,19 @@ class ProbeBatches:
         self._network = network
         self._prepare = prepare
         self._batch_size = batch_size
+        if any(first_tensor([batch]) is None for batch in self._given):
+            kind = type(self._given[0]).__name__
+            raise BadInput(f"a batch is of type {kind} and has no tensor. Give tensors, or Probe.from_arrays(samples).")
         if not len(self):
             raise BadInput("there are no samples to compare the networks on.")
 
     def __len__(self) -> int:
         return len(self._given) if self._probe is None else -(-len(self._probe) // self._batch_size)
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return sum(map(batch_length, self._given)) if self._probe is None else len(self._probe)
 
     def __iter__(self) -> Iterator[Example]:
         if self._probe is None:
@@ -88,6 +96,8 @@ class ProbeBatches:
         def moved(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
+            if value.is_floating_point() and bool(value.isnan().any()):
+                raise BadInput("the samples hold NaN. Leave those out, or fill in what is missing.")
             return value.to(first.device, first.dtype if value.is_floating_point() else None)
 
         found: Example = tree_map(moved, dict(batch) if isinstance(batch, Mapping) else batch)

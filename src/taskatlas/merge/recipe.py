@@ -173,7 +173,9 @@ class MergeRecipe(_Strict):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise BadInput(_first_problem(error)) from error
+            method = content.get("merge_method") if isinstance(content, Mapping) else None
+            unknown = isinstance(method, str) and method not in METHODS  # its own keys are unknown then, too
+            raise BadInput(_unknown_method(str(method)) + "." if unknown else _first_problem(error)) from error
 
     @classmethod
     def load(cls, file: str | Path) -> MergeRecipe:
@@ -253,9 +255,7 @@ class MergeRecipe(_Strict):
         if self.models is not None and self.slices is not None:
             yield "the recipe has both models and slices. Write one of the two"
         if self.merge_method not in METHODS:
-            meant = did_you_mean(self.merge_method, (*METHODS, *KINDS))
-            known = ", ".join((*METHODS, *KINDS))
-            yield f"merge_method: there is no method {self.merge_method!r}{meant or '.'} Methods are {known}"
+            yield _unknown_method(self.merge_method)
             return
         if self.tokenizer is not None and self.tokenizer_source is not None:
             yield "tokenizer_source: tokenizer says it too. Write one of the two"
@@ -386,6 +386,12 @@ def _first_problem(error: ValidationError) -> str:
     if not place:
         return message if inner is not None else "the recipe is no mapping of keys to values."
     return f"{path_of(*place)}{'' if message.startswith('[') else ': '}{message}"
+
+
+def _unknown_method(method: str) -> str:
+    known = (*METHODS, *KINDS)
+    meant = did_you_mean(method, known) or "."
+    return f"merge_method: there is no method {method!r}{meant} Methods are {', '.join(known)}"
 
 
 def _unknown_key(key: str, place: Sequence[str | int]) -> str:

@@ -24,7 +24,12 @@ _ROUNDS = 100  # every one but the last moves units closer; a dozen is usual
 
 
 def match_weights(
-    state_dicts: Sequence[StateDict], groups: AxisGroups, parameters: Collection[str], *, seed: int = 0
+    state_dicts: Sequence[StateDict],
+    groups: AxisGroups,
+    parameters: Collection[str],
+    *,
+    seed: int = 0,
+    given: Mapping[str, Alignment] | None = None,
 ) -> NetworkAlignment:
     """Permutations of every model's units to the first model's.
 
@@ -33,6 +38,7 @@ def match_weights(
         groups: of that architecture.
         parameters: names of the tensors that were learned; running statistics say nothing here.
         seed: of the order in which groups are visited.
+        given: groups that are aligned already; the others are matched to stand beside them.
 
     Returns:
         Alignments, and for each group the mean cosine between the weights of units that were brought together.
@@ -48,6 +54,8 @@ def match_weights(
                [1, 0]])
     """
     movers = [_Mover(state, groups, set(parameters)) for state in state_dicts]
+    for model, mover in enumerate(movers):
+        mover.stand(given or {}, model)
     for mover in track(movers[1:], "matching weights"):
         _settle(mover, movers[0], np.random.default_rng(seed))
     alignments = {
@@ -72,6 +80,14 @@ class _Mover:
     def members(self, group: Group) -> list[Member]:
         """Where the group lies in what was learned."""
         return [member for member in group.members if member.tensor in self.weights]
+
+    def stand(self, given: Mapping[str, Alignment], model: int) -> None:
+        """Puts units where alignments have them; those groups do not move any more."""
+        for group in sorted((group for group in self.axis_groups if group.name in given), key=self.axis_groups.depth):
+            for member in self.members(group):
+                moved = moved_units(self.weights[member.tensor], member, given[group.name].places[model])
+                self.weights[member.tensor] = moved
+        self.groups = [group for group in self.groups if group.name not in given]
 
     def units(self, member: Member) -> Float[Tensor, "units copies rest"]:
         """The slices of every unit in one tensor."""

@@ -1,12 +1,14 @@
 """Searching the settings of a zip on a pair of networks that is held out: every one tried, one row of a table each."""
 
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
@@ -15,7 +17,10 @@ from taskatlas.merge.calibration import Remedy
 from taskatlas.merge.probe_batches import Data
 from taskatlas.merge.zipped import Zipped
 from taskatlas.merge.zipping import Matching, group_statistics, zip_models
+from taskatlas.probe import Probe
+from taskatlas.store import atomic_write, digest
 from taskatlas.zoo import Checkpoint
+from taskatlas.zoo.weights import tensors_digest
 
 Row = dict[str, Any]
 
@@ -51,14 +56,17 @@ def search_zip(
         method: see ``zip_models``.
         calibration: see there.
         prepare: see there.
-        table: a CSV that every row is added to as it comes; the rows that it has already are not made again.
+        table: a CSV that every row is added to as it comes; rows of the same models, samples and settings that it has
+            already are not made again.
         seed: see there.
 
     Returns:
-        A row for each combination: settings, scores, and the mean agreement of its groups; the best first.
+        A row for each combination: settings, digests of models and samples, scores, and the mean agreement of its
+        groups; the best first, and last what scores NaN.
 
     Raises:
-        BadInput: nothing to try, a table of another search, or as ``zip_models``.
+        BadInput: nothing to try, a score that says nothing, a table of another search or one that cannot be read, or
+            as ``zip_models``.
 
     Example:
         >>> import torch
@@ -71,16 +79,27 @@ def search_zip(
         >>> len(rows), rows[0]["agreement"]
         (2, 1.0)
     """
+    if not isinstance(probe, Probe | Tensor):
+        probe = list(probe)
+    what = {
+        "models": digest([_checkpoint(model).digest for model in models])[:12],
+        "samples": digest(_content(probe), groups.digest)[:12],
+        "seed": seed,
+    }
     trials: list[Row] = [
         {"method": method, "a": float(one), "b": float(other), "stop_at": stop or "", "calibration": calibration or ""}
+        | what
         for one, other, stop in product(a, b, stop_at)
     ]
     if not trials:
         raise BadInput("there is nothing to try. Give at least one value for each of a, b and stop_at.")
     done = _read(table, trials[0]) if table is not None else []
+    found: list[Row] = []
     statistics = None
     for trial in track(trials, "trying settings"):
-        if any(all(str(row[key]) == str(value) for key, value in trial.items()) for row in done):
+        before = [row for row in done if all(row[key] == value for key, value in trial.items())]
+        if before:
+            found += before[:1]
             continue
         if statistics is None:
             statistics = group_statistics(models, probe, groups, prepare=prepare)
@@ -98,29 +117,55 @@ def search_zip(
             seed=seed,
         )
         agreed = list(zipped.aligned.agreements.values())
-        row = trial | dict(score(zipped)) | {"agreement": round(sum(agreed) / max(len(agreed), 1), 4)}
+        row = trial | _score(score(zipped)) | {"agreement": round(sum(agreed) / max(len(agreed), 1), 4)}
+        found.append(row)
         done.append(row)
         if table is not None:
-            _add(Path(table), row)
-    decides = next(key for key in done[0] if key not in trials[0])
-    return sorted(done, key=lambda row: float(row[decides]), reverse=True)
+            _write(Path(table), done)
+    decides = next(key for key in found[0] if key not in trials[0])
+    return sorted(found, key=lambda row: (math.isnan(float(row[decides])), -float(row[decides])))
+
+
+def _checkpoint(model: nn.Module | Checkpoint) -> Checkpoint:
+    return model if isinstance(model, Checkpoint) else Checkpoint("model", module=model)
+
+
+def _content(data: Data) -> str:
+    """Digest of samples."""
+    if isinstance(data, Probe):
+        return data.digest
+    batches = [data] if isinstance(data, Tensor) else [dict(one) if isinstance(one, Mapping) else one for one in data]
+    leaves = tree_leaves(batches)
+    return tensors_digest({str(place): leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)})
+
+
+def _score(found: Mapping[str, float]) -> Row:
+    if not found:
+        raise BadInput("the score of a zipped network says nothing. Return a mapping such as {'accuracy': 0.9}.")
+    return dict(found)
 
 
 def _read(table: Path | str, trial: Row) -> list[Row]:
+    """The rows of a table that are whole: a run that is stopped may leave half of one."""
     if not Path(table).exists():
         return []
-    with Path(table).open(newline="", encoding="utf-8") as file:
-        rows: list[Row] = list(csv.DictReader(file))
-    if rows and not trial.keys() <= rows[0].keys():
+    try:
+        with Path(table).open(newline="", encoding="utf-8") as file:
+            rows: list[Row] = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{table} cannot be read ({error}). Name another file, or remove it.") from error
+    if rows and not trial.keys() < rows[0].keys():
         raise BadInput(f"{table} is no table of such a search. Name another file, or remove it.")
     settings = {key: type(value) for key, value in trial.items()}
-    return [{key: settings.get(key, float)(value) for key, value in row.items()} for row in rows]
+    whole = [row for row in rows if None not in row and None not in row.values()]
+    try:
+        return [{key: settings.get(key, float)(value) for key, value in row.items()} for row in whole]
+    except ValueError as error:
+        raise BadInput(f"{table} has an entry that is no number ({error}). Remove its row.") from error
 
 
-def _add(table: Path, row: Row) -> None:
-    fresh = not table.exists()
-    with table.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+def _write(table: Path, rows: Sequence[Row]) -> None:
+    with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,6 +1,5 @@
 """What zipping gives: a network, how its parts agree, what it costs, and one file of it."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from taskatlas.merge.aligning import NetworkAlignment
 from taskatlas.merge.axis_groups import AxisGroups, Example
 from taskatlas.merge.axis_run import Call
-from taskatlas.merge.network_graph import flat_inputs, free_axes
+from taskatlas.merge.exporting import exported_freely
+from taskatlas.merge.network_graph import flat_inputs
 from taskatlas.merge.probe_batches import batch_length
 from taskatlas.merge.zipped_network import OneHead, ZippedNetwork
 from taskatlas.probe import quiet
@@ -86,16 +86,16 @@ class Zipped:
     def save(self, path: Path | str) -> None:
         """Writes one file that ``torch.export.load(path).module()`` opens anywhere, without the code of the models.
 
-        That module takes the network's inputs by position, in the order of the example.
+        That module takes the network's inputs by position, in the order of the example, of any number of samples, and
+        texts of any length where the network can be followed so.
 
         Raises:
             BadInput: the place cannot be written.
         """
         leaves = flat_inputs(self.example)
         flat = _ByPosition(self.network, tuple(self.example) if isinstance(self.example, Mapping) else ())
-        with quiet(self.network), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what export would like to be otherwise in somebody's network
-            program = torch.export.export(flat, tuple(leaves), dynamic_shapes=(free_axes(leaves, 1),), strict=False)
+        with quiet(self.network):
+            program = exported_freely(flat, leaves)
         content = BytesIO()
         torch.export.save(program, content)
         with atomic_write(Path(path)) as temporary:

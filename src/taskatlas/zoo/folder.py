@@ -36,6 +36,12 @@ def find_checkpoints(folder: Path) -> list[Checkpoint]:
             )
         found[checkpoint.name] = checkpoint
     if not found:
+        programs = sorted(folder.glob("*.pt2"))
+        if programs:
+            raise BadInput(
+                f"{folder} holds no checkpoints but the exported program {programs[0].name}, which needs no builder. "
+                f"Open it in Python, torch.export.load({str(programs[0])!r}).module(), for taskatlas.evaluate."
+            )
         raise BadInput(
             f"{folder} holds no checkpoints. Give a folder with .safetensors, .pt, .pth, .th or .bin files, "
             "with Hugging Face model folders, or with a zoo.yaml."
