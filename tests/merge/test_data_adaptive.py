@@ -20,6 +20,7 @@ from taskatlas.merge.placement import Placement
 from taskatlas.merge.task_vectors import TaskVectors
 from taskatlas.merge.unlabelled import Unlabelled
 from taskatlas.probe import Probe
+from taskatlas.store import Store
 
 
 def network(seed, classes=3):
@@ -205,6 +206,24 @@ def test_features_of_a_probe_are_computed_once_and_kept_in_the_store():
     assert (first.coefficients_ == again.coefficients_).all()
 
 
+def test_features_follow_how_samples_are_prepared(tmp_path):
+    base, experts = family()
+    probes = {task: Probe.from_arrays(np.concatenate([x.numpy() for x in its])) for task, its in streams("abc").items()}
+    f, store, calls = nn.Sequential(nn.Linear(4, 7), nn.Tanh()), Store(tmp_path), []
+    f.register_forward_hook(lambda *_: calls.append(1))
+
+    def learned(factor, store):
+        prepares = Extractor.of(f, prepare=lambda rows: factor * torch.from_numpy(np.stack(rows)).float(), tap="")
+        found = DataAdaptive(base, experts, prepares, steps=3, learning_rate=0.05, store=store).fit(probes)
+        found.coefficients(probes["a"])
+        return found.coefficients_
+
+    one, other = learned(1.0, store), learned(-50.0, store)
+    assert len(calls) == 6  # both once for each task
+    assert abs(one - other).max() > 0.01
+    assert (other == learned(-50.0, Store(tmp_path / "fresh"))).all()
+
+
 def test_features_of_a_loader_are_computed_once_for_each_sample():
     base, experts = family()
     calls = []
@@ -236,6 +255,22 @@ def test_the_head_can_be_inferred():
     probe = Probe.from_arrays(x.numpy(), labels=found.predict(x, task="a"))
     assert found.score(probe, task="a") == 1.0
     assert found.score(probe) == 1.0
+
+
+def test_heads_of_experts_that_are_tensors_are_told_apart():
+    base, experts = family(2)
+    with torch.no_grad():
+        experts["a"][4].weight.mul_(0)
+        experts["a"][4].bias.mul_(0)
+        experts["b"][4].weight.mul_(20)
+    tensors = {task: expert.state_dict() for task, expert in experts.items()}
+    found = DataAdaptive(base, tensors, extractor(), own=["4.*"], steps=2).fit(streams(experts))
+    assert found.family_.different() == ["a", "b"]
+    assert set(found.infer_tasks(batch(5, n=20))) == {"b"}
+    one_head = {task: {**its, "4.weight": tensors["b"]["4.weight"], "4.bias": tensors["b"]["4.bias"]}
+                for task, its in tensors.items()}  # fmt: skip
+    same = DataAdaptive(base, one_head, extractor(), own=["4.*"], steps=2).fit(streams(experts))
+    assert same.family_.different() == ["a"]
 
 
 def test_heads_of_other_sizes_and_heads_beside_the_network():

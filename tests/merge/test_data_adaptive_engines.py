@@ -162,6 +162,55 @@ def test_a_table_shared_by_all_samples_goes_to_another_engine():
         assert "same for all samples" in found.chosen
 
 
+class Masked(nn.Module):
+    """A scale of its own, and a mask of pairs of positions that all samples share."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x, mask):
+        return torch.softmax((x * self.scale) @ x.transpose(1, 2) + mask, -1) @ x
+
+
+class Pairs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = Masked(), nn.Linear(8, 3)
+        self.mask = 2 * torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, x):
+        return self.head(self.block(x, self.mask).mean(1))
+
+
+@pytest.mark.parametrize("first", [4, 6])
+def test_a_mask_as_long_as_the_batch_is_not_cut_by_samples(first):
+    torch.manual_seed(0)
+    found = runs(Pairs())
+    for count in (first, 6, 5):
+        check(found, torch.randn(count, 6, 8), count, False, "mixing")
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("count", [1, 4])
+def test_samples_that_take_each_others_place_are_noticed_whatever_the_first_batch(count, spread):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            batch, tokens, width = x.shape
+            flat = self.one(x.transpose(0, 1).reshape(tokens * batch, width))
+            return self.head(flat.view(tokens, batch, width).mean(0))
+
+    torch.manual_seed(0)
+    found = runs(Turned(), "mixing")
+    wanted = 0.3 + spread * coefficients(found.vectors, count)
+    with pytest.raises(BadInput, match="something else than a merged model"):
+        found(found.network.inputs(torch.randn(count, 4, 8)), wanted)
+
+
 def test_weights_used_behind_a_modules_back_are_noticed():
     class Behind(nn.Module):
         def __init__(self):

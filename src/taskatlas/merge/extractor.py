@@ -5,12 +5,14 @@ mean over the tokens that are no padding), or the merged model's own base up to 
 always runs in evaluation mode without gradients, whatever mode it is found in, and is left as it was.
 """
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -51,6 +53,7 @@ class Extractor:
     tap: str | None = None
     pool: Pool = "auto"
     device: str = "cpu"
+    _known: dict[tuple[str, str], Features] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, network: "Extractor | Checkpoint | nn.Module | Path | str", **how: Any) -> "Extractor":
@@ -91,10 +94,20 @@ class Extractor:
     def features(self, probe: Probe, store: Store | None = None) -> Features:
         """The features of every sample of a probe, computed once and kept in the store.
 
+        A function has no digest: with ``prepare`` they are kept in memory, for as long as this extractor is there.
+
         Raises:
             BadInput: as ``extract``.
         """
-        return extract(self, probe, tap=self.tap, pool=self.pool, device=self.device, store=store)
+        if self.prepare is None:
+            return extract(self, probe, tap=self.tap, pool=self.pool, device=self.device, store=store)
+        key = self.digest, probe.digest
+        if key not in self._known:
+            with tempfile.TemporaryDirectory() as folder:
+                its = Store(Path(folder))
+                found = extract(self, probe, tap=self.tap, pool=self.pool, device=self.device, store=its)
+                self._known[key] = replace(found, values=np.array(found.values))
+        return self._known[key]
 
     def __call__(self, batch: Batch) -> Float[Tensor, "batch d"]:
         """The features of a batch that is prepared already.
@@ -125,7 +138,7 @@ class Extractor:
 
     @property
     def digest(self) -> str:
-        """The checkpoint's; tap and pooling are in the digest of ``features``."""
+        """The checkpoint's; tap and pooling are in the digest of ``features``, ``prepare`` is in none."""
         return self.checkpoint.digest
 
     @property

@@ -94,7 +94,7 @@ class Family:
     def different(self) -> list[str]:
         """Experts whose networks give different logits for the same merged weights: one of each kind."""
         found = {
-            (id(one.network), id(one.head), tuple(self.vectors.own.get(name, ()))): name
+            (id(one.network), id(one.head), _places_of(one.kept)): name
             for name, one in reversed(list(self.networks.items()))
         }
         return sorted(found.values())
@@ -187,6 +187,11 @@ def _network(task: str, expert: object, base: Model) -> nn.Module:
         f"there is no network to run task {task!r} with: its expert and the base are tensors by name. "
         "Give one of them as a module."
     )
+
+
+def _places_of(tensors: Mapping[str, Tensor]) -> frozenset[tuple[str, int]]:
+    """Where tensors lie in memory: what two tasks share is there once."""
+    return frozenset((name, value.data_ptr()) for name, value in tensors.items())
 
 
 def _statistics_move(base: Mapping[str, Tensor], vectors: Vectors) -> bool:
