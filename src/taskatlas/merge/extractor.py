@@ -23,7 +23,7 @@ from taskatlas.probe.pooling import Pool, pooled
 from taskatlas.probe.taps import Tap
 from taskatlas.store import Store
 from taskatlas.zoo import Checkpoint, OpenedCheckpoint
-from taskatlas.zoo.checkpoint import TRANSFORMERS
+from taskatlas.zoo.checkpoint import TRANSFORMERS, is_hub_id
 from taskatlas.zoo.weights import first_line
 
 _OUTPUT = ""  # the tap at the output of the whole network
@@ -62,13 +62,24 @@ class Extractor:
         Args:
             network: what computes the features; an ``Extractor`` stays as it is.
             how: ``prepare``, ``tap``, ``pool``, ``device``.
+
+        Raises:
+            BadInput: it is none of these, or there is no such folder.
         """
         if isinstance(network, Extractor):
             return network
         if isinstance(network, nn.Module):
             network = Checkpoint("extractor", module=network)
-        elif not isinstance(network, Checkpoint):
+        elif isinstance(network, str | Path):
+            place = Path(network)
+            if not place.exists() and (isinstance(network, Path) or not is_hub_id(network)):
+                raise BadInput(f"there is no extractor at {network}. Is the path right?")
             network = Checkpoint("extractor", weights=network, builder=TRANSFORMERS)
+        elif not isinstance(network, Checkpoint):
+            raise BadInput(
+                f"the extractor is a {type(network).__name__}; give a module, a checkpoint, or a Hugging Face model by "
+                "folder or hub id."
+            )
         return cls(network, **how)
 
     @classmethod

@@ -6,7 +6,8 @@ a batch as long as no other axis, so that samples which take each other's place 
 models at once, for networks whose layers mixing does not know.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
@@ -74,19 +75,30 @@ class PerSample:
             BadInput: the network cannot take the batch, or the engine asked for cannot run it.
         """
         coefficients = coefficients.detach().to(self.vectors.base)
-        if len(coefficients) != batch_length(inputs):
-            raise BadInput(f"there are {len(coefficients)} coefficients for {batch_length(inputs)} samples.")
+        _check_count(inputs, coefficients)
         with quiet(self.network.network):
             if self.engine == "merging":
                 return self._by_merging(inputs, coefficients)
             if self.engine == "vmap":
                 return self._by_vmap(inputs, coefficients)
             if self.engine == "mixing":
-                self._check_mixing(inputs)
-                if "mixing" in self._refused:
-                    raise BadInput(f"samples cannot be mixed: {self._refused['mixing']}. Choose engine='auto'.")
-                return self._by_mixing(inputs, coefficients)
+                with self.mixing(inputs, coefficients):
+                    return self.network.logits(inputs, self._base_tensors)
             return self._by_what_is_best(inputs, coefficients)
+
+    @contextmanager
+    def mixing(self, inputs: Mapping[str, Any], coefficients: Float[Tensor, "batch N *T"]) -> Iterator[None]:
+        """While it lasts, the network computes each sample of this batch with its own coefficients.
+
+        Raises:
+            BadInput: another number of coefficients than of samples, or samples that cannot be mixed.
+        """
+        _check_count(inputs, coefficients)
+        self._check_mixing(inputs)
+        if "mixing" in self._refused:
+            raise BadInput(f"samples cannot be mixed: {self._refused['mixing']}. Choose engine='auto'.")
+        with mixed(self.network.network, Mixing(self.vectors, coefficients, self._shared or {})):
+            yield
 
     def _by_what_is_best(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
         different = len(torch.unique(coefficients, dim=0))
@@ -98,7 +110,8 @@ class PerSample:
         self._check_mixing(inputs)
         if "mixing" not in self._refused:
             self.chosen = f"mixing: {found}, all layers can be mixed"
-            return self._by_mixing(inputs, coefficients)
+            with self.mixing(inputs, coefficients):
+                return self.network.logits(inputs, self._base_tensors)
         if "vmap" not in self._refused and 2 * self.vectors.base.numel() <= _ENTRIES_AT_ONCE:
             try:
                 logits = self._by_vmap(inputs, coefficients)
@@ -122,10 +135,6 @@ class PerSample:
             logits[rows] = found
         assert logits is not None  # there is a sample
         return logits
-
-    def _by_mixing(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
-        with mixed(self.network.network, Mixing(self.vectors, coefficients, self._shared or {})):
-            return self.network.logits(inputs, self._base_tensors)
 
     def _by_vmap(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
         """Merged models and samples side by side; every sample is a batch of one."""
@@ -179,6 +188,11 @@ class PerSample:
     @property
     def _base_tensors(self) -> dict[str, Tensor]:
         return _all_names(self.vectors, self.vectors.views(self.vectors.base))
+
+
+def _check_count(inputs: Mapping[str, Any], coefficients: Tensor) -> None:
+    if len(coefficients) != batch_length(inputs):
+        raise BadInput(f"there are {len(coefficients)} coefficients for {batch_length(inputs)} samples.")
 
 
 def _made_up(vectors: Vectors, count: int) -> Float[Tensor, "count N T"]:
