@@ -150,7 +150,8 @@ def test_the_folder_of_a_fusion_can_be_moved(folder):
 
 
 @pytest.mark.parametrize("method", ["adamerging", "data_adaptive"])
-def test_what_a_reader_has_to_know_is_in_line_json_receipt_and_table(folder, capsys, method):
+def test_what_a_reader_has_to_know_is_in_line_json_receipt_and_table(folder, capsys, monkeypatch, method):
+    monkeypatch.setenv("COLUMNS", "200")
     base = load_file(folder / "base.safetensors")
     expert = load_file(folder / "b.safetensors")
     save_file({**expert, "0.bias": base["0.bias"]}, folder / "b.safetensors")
@@ -171,9 +172,9 @@ def test_what_a_reader_has_to_know_is_in_line_json_receipt_and_table(folder, cap
     assert json.loads(run("merge", file, folder / "again", "--format", "json"))["adaptation"] == learned
     receipt = json.loads((folder / "out" / "receipt.json").read_text())["merge"]
     assert receipt["settings"]["learned"] == learned
-    table = run("evaluate", f"fused={folder / 'out'}", "--on", f"a={folder / 'a.npz'}", f"b={folder / 'b.npz'}")
-    assert "learned on" in table
-    assert "transductive" in table
+    asked = ("evaluate", f"fused={folder / 'out'}", "--on", f"a={folder / 'a.npz'}", f"b={folder / 'b.npz'}")
+    assert "transductive" in run(*asked)
+    assert json.loads(run(*asked, "--format", "json"))["models"][0]["learned_on"] == "transductive"
 
 
 def test_collapse_is_in_the_result_and_warns_of_nothing_else(folder):
@@ -184,7 +185,7 @@ def test_collapse_is_in_the_result_and_warns_of_nothing_else(folder):
         save_file({**flat, "2.bias": torch.tensor([shift, 0.0, 0.0])}, folder / f"{task}.safetensors")
     parameters = {"steps": 60, "learning_rate": 2e-2, "initial": 0.05}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         found = merge_recipe(recipe(folder, "data_adaptive", parameters=parameters), folder / "out")
         through = merge_recipe(
             recipe(folder, "data_adaptive", parameters={**parameters, "collapse": None}), folder / "through"

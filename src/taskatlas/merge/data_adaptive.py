@@ -469,7 +469,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self.names_, self.tensors_ = self.family_.vectors.names, tuple(self.family_.vectors.places)
 
     def _featured(self, data: Data, task: str) -> Featured:
-        who = f"the data of task {task!r}" if task else "the data"
+        who = f"the data of task {task!r}" if task else "the data of the mixed stream"
         return Featured(data, self._extractor, who, self.batch_size, self.store)
 
     def _take(self, hypernetwork: Hypernetwork) -> None:

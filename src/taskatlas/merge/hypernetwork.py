@@ -61,7 +61,7 @@ class Hypernetwork(nn.Module):
         self.shape = shape
         self.bound = bound
         with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(int(seed))
             self.first = nn.Linear(features, hidden or features)
             self.second = nn.Linear(hidden or features, torch.Size(shape).numel())
         nn.init.zeros_(self.second.weight)
