@@ -611,11 +611,6 @@ def test_scores_need_a_label_for_each_sample(labels):
         fused(steps=2).score(batch(0), labels, task="a")
 
 
-def test_clusters_are_a_whole_number():
-    with pytest.raises(BadInput, match=r"2\.5 clusters"):
-        fused(steps=2).clusters(batch(0), 2.5)
-
-
 def test_a_last_step_that_breaks_the_hypernetwork_fails(monkeypatch):
     monkeypatch.setattr("taskatlas.merge.fusion_learning.spread_of", lambda logits: logits.sum() * float("nan"))
     base, experts = family()

@@ -89,7 +89,6 @@ def test_a_probe_is_corrupted_image_by_image():
         ("jpeg", 0, (8, 8, 3), "severity 0"),
         ("jpeg", 6, (8, 8, 3), "severity 6"),
         ("jpeg", 1, (8, 8, 4), "no image"),
-        ("jpeg", 2.0, (8, 8, 3), "severity 2.0"),
         ("spatter", 1, (0, 4, 3), "no image"),
         ("pixelate", 1, (4, 0), "no image"),
     ],

@@ -392,7 +392,7 @@ def test_a_steered_base_is_every_samples_own_model_and_counts_them():
         torch.testing.assert_close(found[row], functional_call(fused.base, state, (x[row],)))
     with pytest.raises(BadInput, match="2 coefficients for 3 samples"), fused.steered(wanted[:2], x):
         pass
-    with pytest.raises(BadInput, match=r"shape \(3, 2\) do not fit"), fused.steered(wanted[:, :2].tolist(), x):
+    with pytest.raises(BadInput, match=r"shape \(3, 2\) do not fit"), fused.steered(wanted[:, :2], x):
         pass
 
 

@@ -7,7 +7,6 @@ sample loses by being given its cluster's model in place of its own is bounded:
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ class Clusters:
         """
         from scipy.cluster.vq import kmeans2
 
-        if not isinstance(count, Integral) or count < 1 or not len(coefficients):
+        if count < 1 or count != int(count) or not len(coefficients):
             raise BadInput(f"{len(coefficients)} coefficients cannot be put into {count} clusters.")
         by_tensor = task_vector_norms(vectors).cpu()
         norms = by_tensor if coefficients.ndim == 3 else by_tensor.square().sum(1).sqrt()
