@@ -489,7 +489,6 @@ def test_parts_on_several_devices():
         (lambda a: a.update(experts={"a": network(0), "b": network(0)}), "equals the base"),
         (lambda a: a.update(extractor={}), "extractor is a dict"),
         (lambda a: a.update(extractor="nowhere/at/all"), "no extractor at nowhere/at/all"),
-        (lambda a: a.update(data=None), "mixed stream are a NoneType"),
         (lambda a: a.update(data=batch(0)), "mixed stream are a Tensor; give a Probe"),
         (lambda a: a["data"].update(a=batch(0)), "the data of task 'a' are a Tensor"),
         (lambda a: a.update(heads={"a": nn.Identity()}), "'b' has no head"),
