@@ -8,7 +8,6 @@ once for every task of a step; and for inference a merge for each sample in turn
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -158,15 +157,11 @@ def _memory(field: str) -> int:
 
 
 def bench_memory(layers: int, width: int, tasks: tuple[int, ...]) -> dict:
-    """Peak memory of training against base + task vectors + one merged model, for steps of few and of many tasks.
-
-    Large blocks are mapped one by one: glibc before 2.38 does not use freed aligned blocks of its heap again
-    (bug 14581), so that the gradients of weights, freed in every step, would add up to what the heap happens to keep.
-    """
-    found, environment = {}, os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    """Peak memory of training against base + task vectors + one merged model, for steps of few and of many tasks."""
+    found = {}
     for count in tasks:
         command = [sys.executable, "-c", _MEMORY_PROBE, str(Path(__file__).parent), str(layers), str(width), str(count)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peak, needed = map(int, output.split())
         found |= {f"{count} tasks_MB": peak / 1e6, f"{count} tasks_ratio": peak / needed}
     return found | {"needed_MB": needed / 1e6}

@@ -322,9 +322,14 @@ def table(work: Path) -> list[dict[str, object]]:
         row: dict[str, object] = {"family": family, "method": method, "seeds": len(several)}
         for column in COLUMNS:
             values = [one[column] for one in several if column in one]
-            row |= {column: np.mean(values) if values else None, f"{column} sd": np.std(values) if values else None}
+            row |= {column: np.mean(values) if values else None, f"{column} sd": spread(values) if values else None}
         rows.append(row)
     return sorted(rows, key=lambda row: (row["family"], row["clean"]))
+
+
+def spread(values: list[float]) -> float:
+    """The sample standard deviation; 0 of a single value."""
+    return float(np.std(values, ddof=min(1, len(values) - 1)))
 
 
 def show(rows: list[dict[str, object]], work: Path) -> None:

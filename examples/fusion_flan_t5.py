@@ -130,7 +130,7 @@ def answers_of(fused: ta.DataAdaptive, samples: Unlabelled, tokenizer: Any) -> l
     """What the model says to every prompt, each with its own coefficients."""
     coefficients, said = fused.coefficients(samples), []
     for rows, batch in track(samples.with_rows(), "answering", total=len(samples)):
-        with torch.no_grad(), fused.steered(coefficients[rows]) as network:
+        with torch.no_grad(), fused.steered(coefficients[rows], batch) as network:
             tokens: Tensor = network.generate(**batch, max_new_tokens=10, do_sample=False)
         said += tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return said

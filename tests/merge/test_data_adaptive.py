@@ -1,10 +1,14 @@
 """Data-adaptive fusion against a loop with one graph through everything, and what it says about bad input."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from tests.references import merge_fusion as reference
@@ -20,6 +24,8 @@ from taskatlas.merge.placement import Placement
 from taskatlas.merge.task_vectors import TaskVectors
 from taskatlas.merge.unlabelled import Unlabelled
 from taskatlas.probe import Probe
+from taskatlas.store import Store
+from taskatlas.zoo import Zoo
 
 
 def network(seed, classes=3):
@@ -205,6 +211,24 @@ def test_features_of_a_probe_are_computed_once_and_kept_in_the_store():
     assert (first.coefficients_ == again.coefficients_).all()
 
 
+def test_features_follow_how_samples_are_prepared(tmp_path):
+    base, experts = family()
+    probes = {task: Probe.from_arrays(np.concatenate([x.numpy() for x in its])) for task, its in streams("abc").items()}
+    f, store, calls = nn.Sequential(nn.Linear(4, 7), nn.Tanh()), Store(tmp_path), []
+    f.register_forward_hook(lambda *_: calls.append(1))
+
+    def learned(factor, store):
+        prepares = Extractor.of(f, prepare=lambda rows: factor * torch.from_numpy(np.stack(rows)).float(), tap="")
+        found = DataAdaptive(base, experts, prepares, steps=3, learning_rate=0.05, store=store).fit(probes)
+        found.coefficients(probes["a"])
+        return found.coefficients_
+
+    one, other = learned(1.0, store), learned(-50.0, store)
+    assert len(calls) == 6  # both once for each task
+    assert abs(one - other).max() > 0.01
+    assert (other == learned(-50.0, Store(tmp_path / "fresh"))).all()
+
+
 def test_features_of_a_loader_are_computed_once_for_each_sample():
     base, experts = family()
     calls = []
@@ -236,6 +260,22 @@ def test_the_head_can_be_inferred():
     probe = Probe.from_arrays(x.numpy(), labels=found.predict(x, task="a"))
     assert found.score(probe, task="a") == 1.0
     assert found.score(probe) == 1.0
+
+
+def test_heads_of_experts_that_are_tensors_are_told_apart():
+    base, experts = family(2)
+    with torch.no_grad():
+        experts["a"][4].weight.mul_(0)
+        experts["a"][4].bias.mul_(0)
+        experts["b"][4].weight.mul_(20)
+    tensors = {task: expert.state_dict() for task, expert in experts.items()}
+    found = DataAdaptive(base, tensors, extractor(), own=["4.*"], steps=2).fit(streams(experts))
+    assert found.family_.different() == ["a", "b"]
+    assert set(found.infer_tasks(batch(5, n=20))) == {"b"}
+    one_head = {task: {**its, "4.weight": tensors["b"]["4.weight"], "4.bias": tensors["b"]["4.bias"]}
+                for task, its in tensors.items()}  # fmt: skip
+    same = DataAdaptive(base, one_head, extractor(), own=["4.*"], steps=2).fit(streams(experts))
+    assert same.family_.different() == ["a"]
 
 
 def test_heads_of_other_sizes_and_heads_beside_the_network():
@@ -334,6 +374,7 @@ def test_an_expert_that_is_the_base_is_dropped_and_still_has_a_task():
     base, experts = family(2)
     experts["same"] = base
     found = DataAdaptive(base, experts, extractor(), steps=2).fit(streams(experts))
+    assert "dead" not in repr(found)
     assert found.names_ == ("a", "b")
     assert found.tasks_ == ("a", "b", "same")
     assert "equal to the base: same" in repr(found)
@@ -368,6 +409,47 @@ def test_collapse_stops_goes_back_and_says_so():
         kept_apart = DataAdaptive(base, experts, extractor(), diversity=1.0, **how).fit(data)
     assert through.learned_.marginal_entropy[-1].max() < 0.3
     assert kept_apart.learned_.marginal_entropy[-1].min() > 0.8
+
+
+@pytest.mark.parametrize("steps", [16, 59, 70])
+def test_collapse_is_seen_at_the_last_step_and_in_short_runs_and_goes_back_there_too(steps):
+    base, experts = drawn_to_one_class()
+    data = {task: [batch((i, j)) for j in range(4)] for i, task in enumerate("ab")}
+    how = {"learning_rate": 2e-2 if steps < 20 else 2e-3, "initial": 0.05}
+    with pytest.warns(UserWarning, match="became alike"):
+        found = DataAdaptive(base, experts, extractor(), steps=steps, **how).fit(data)
+    assert found.learned_.coefficients[-1].max() > 1.05 * found.coefficients_.max()
+
+
+_PROBE = """
+import numpy as np, torch
+from pathlib import Path
+from torch import nn
+from taskatlas.merge.data_adaptive import DataAdaptive
+
+def memory(field):
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[field].split()[0]) / 1024
+
+torch.set_num_threads(1)
+base = nn.Linear(8, 3)
+experts = {name: nn.Linear(8, 3) for name in "abcdefgh"}
+f = nn.Sequential(nn.Linear(8, 800), nn.Tanh(), nn.Linear(800, 1))
+data = {name: [torch.randn(2, 8)] for name in experts}
+how = {"collapse": None}
+DataAdaptive(base, experts, f, steps=2, **how).fit(data)
+before = memory("VmHWM")
+DataAdaptive(base, experts, f, steps=20, **how).fit(data)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process as Linux tells it")
+def test_memory_does_not_grow_with_tasks_and_steps():
+    """A hypernetwork of 800 features has gradients of 2.5 MB, freed in each of 160 backward passes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC")}
+    run = subprocess.run([sys.executable, "-c", _PROBE], check=True, capture_output=True, text=True, env=environment)
+    assert float(run.stdout) < 60
 
 
 def test_transductive_is_named():
@@ -405,8 +487,10 @@ def test_parts_on_several_devices():
         (lambda a: a.update(experts={}), "no experts"),
         (lambda a: a["experts"].update(d=nn.Linear(4, 3)), r"lacks 0\.weight, .*2\.weight"),
         (lambda a: a.update(experts={"a": network(0), "b": network(0)}), "equals the base"),
-        (lambda a: a.update(steps=0), "0 steps"),
-        (lambda a: a.update(learning_rate=0.0), "learn nothing"),
+        (lambda a: a.update(extractor={}), "extractor is a dict"),
+        (lambda a: a.update(extractor="nowhere/at/all"), "no extractor at nowhere/at/all"),
+        (lambda a: a.update(data=batch(0)), "mixed stream are a Tensor; give a Probe"),
+        (lambda a: a["data"].update(a=batch(0)), "the data of task 'a' are a Tensor"),
         (lambda a: a.update(heads={"a": nn.Identity()}), "'b' has no head"),
         (lambda a: a.update(extractor=nn.Linear(5, 2)), "extractor cannot take"),
         (lambda a: a["data"].clear(), "no data"),
@@ -427,11 +511,27 @@ def test_bad_input(change, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("level", "tensor"), ("bound", "tanh"), ("engine", "fast"), ("optimizer", "sgd")]
+    ("name", "value"),
+    [
+        *(("level", "tensor"), ("bound", "tanh"), ("engine", "fast"), ("optimizer", "sgd")),
+        *(
+            ("steps", 0),
+            ("steps", 2.5),
+            ("steps", "3"),
+            ("steps", True),
+            ("batch_size", 0),
+            ("seed", "x"),
+            ("seed", -1),
+        ),
+        *(("learning_rate", 0.0), ("learning_rate", 1e30), ("learning_rate", "1"), ("learning_rate", float("nan"))),
+        *(("initial", float("nan")), ("initial", None), ("diversity", -1.0), ("diversity", float("nan"))),
+        *(("collapse", 5.0), ("collapse", -1), ("collapse", float("nan")), ("own", "4.*"), ("own", 5)),
+        *(("placement", "cpu"), ("store", "x"), ("base", None), ("experts", None), ("experts", [nn.Linear(1, 1)])),
+    ],
 )
 def test_bad_options(name, value):
     base, experts = family()
-    with pytest.raises(BadInput, match=f"{name}='{value}'"):
+    with pytest.raises(BadInput, match=f"^(the )?{name}( is| are|=)"):
         DataAdaptive(base, experts, extractor()).set_params(**{name: value}).fit(streams(experts))
 
 
@@ -442,6 +542,115 @@ def test_shapes_that_do_not_fit_are_listed():
     vectors = {"a": experts["a"].state_dict(), "b": wrong}
     with pytest.raises(BadInput, match=r"0\.weight is \(9, 4\) there and \(6, 4\) in the base"):
         TaskVectors.of(base, vectors)
+
+
+def test_experts_of_another_width_are_listed():
+    base, experts = family(2)
+
+    def wide(seed, hidden=16, classes=3):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            *(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 5), nn.LayerNorm(5), nn.Linear(5, classes))
+        )
+
+    listed = (
+        r"of a, 0\.weight is \(16, 4\) there and \(6, 4\) in the base, 0\.bias .*2\.weight .*own=\['0\.\*', '2\.\*'"
+    )
+    for others in ({"a": wide(1), "b": wide(2)}, {"a": wide(1), "b": experts["b"]}, {"a": wide(1, classes=4)}):
+        with pytest.raises(BadInput, match=listed):
+            DataAdaptive(base, others, extractor(), steps=3).fit(streams(others))
+
+
+def test_heads_of_other_numbers_of_classes_are_each_experts_own_and_reported():
+    base = network(0)
+    experts = {"a": network(1, 3), "b": network(2, 5)}
+    found = DataAdaptive(base, experts, extractor(), steps=2).fit(streams(experts))
+    assert "each expert's own: 4.bias, 4.weight" in repr(found)
+    assert found.predict_log_proba(batch(1), task="b").shape == (8, 5)
+    rows, more = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)), nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3))
+    with pytest.raises(BadInput, match=r"0\.weight is \(9, 4\) there and \(7, 4\)"):  # words, and no classes
+        DataAdaptive(rows, {"a": more}, extractor(), steps=2).fit(streams("a"))
+
+
+def test_checkpoints_bring_their_networks(tmp_path):
+    base, experts = family(2)
+    for name, module in {"base": base, **experts}.items():
+        save_file(module.state_dict(), tmp_path / f"{name}.safetensors")
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), "
+        "nn.LayerNorm(5), nn.Linear(5, 3))\n"
+    )
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("base", "a", "b")}
+    zoo = Zoo.open(files, builder=f"{tmp_path / 'nets.py'}:net")
+    opened = DataAdaptive(zoo["base"], {task: zoo[task] for task in "ab"}, extractor(), steps=3).fit(streams("ab"))
+    given = DataAdaptive(base, experts, extractor(), steps=3).fit(streams("ab"))
+    assert (opened.coefficients_ == given.coefficients_).all()
+    with pytest.raises(BadInput, match="as a checkpoint with a builder"):
+        DataAdaptive(files["base"], {task: files[task] for task in "ab"}, extractor(), steps=3).fit(streams("ab"))
+
+
+def test_networks_whose_predictions_depend_on_nothing_merged_are_told():
+    class Apart(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.used, self.unused = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    experts = {"a": Apart(1), "b": Apart(2)}
+    with pytest.raises(BadInput, match="no output of the network of task 'a' depends on a tensor that is merged"):
+        DataAdaptive(Apart(0), experts, extractor(), own=["used.*"], steps=2).fit(streams(experts))
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 2], [[1]] * 8])
+def test_scores_need_a_label_for_each_sample(labels):
+    with pytest.raises(BadInput, match="for 8 samples"):
+        fused(steps=2).score(batch(0), labels, task="a")
+
+
+def test_a_last_step_that_breaks_the_hypernetwork_fails(monkeypatch):
+    monkeypatch.setattr("taskatlas.merge.fusion_learning.spread_of", lambda logits: logits.sum() * float("nan"))
+    base, experts = family()
+    with pytest.raises(WorkFailed, match="NaN or infinite in step 1 of 1"):
+        DataAdaptive(base, experts, extractor(), diversity=0.5, steps=1).fit(streams(experts))
+
+
+def test_a_mixed_stream_of_equal_samples_is_one_group():
+    base, experts = family(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = DataAdaptive(base, experts, extractor(), steps=3).fit([torch.ones(8, 4)])
+    assert found.tasks_ == ("group 0",)
+    assert np.isfinite(found.coefficients_).all()
+
+
+def with_batch_norm(seed):
+    torch.manual_seed(seed)
+    made = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    made(torch.randn(64, 4) * (seed + 1))
+    return made.eval()
+
+
+def test_a_sample_that_is_alone_in_its_group_does_not_stop_batch_norm():
+    mixed = [torch.cat([batch((0, j), n=7), batch((1, j), n=1, shift=6.0)]) for j in range(5)]
+    experts = {"a": with_batch_norm(1), "b": with_batch_norm(2)}
+    found = DataAdaptive(with_batch_norm(0), experts, extractor(), steps=4).fit(mixed)
+    assert np.isfinite(found.coefficients_).all()
+    with pytest.raises(BadInput, match="more than one sample"):
+        DataAdaptive(with_batch_norm(0), experts, extractor(), steps=4).fit([batch(0, n=1), batch(1, n=1)])
+
+
+def test_batch_norm_statistics_that_were_not_estimated_are_told():
+    base, experts = with_batch_norm(0), {"a": with_batch_norm(1), "b": with_batch_norm(2)}
+    found = DataAdaptive(base, experts, extractor(), steps=3).fit(streams(experts))
+    assert "estimate_statistics" not in repr(found)
+    with pytest.warns(UserWarning, match="Call estimate_statistics"):
+        other = found.transferred(base, experts)
+    assert "BatchNorm statistics are the experts' mean, see estimate_statistics" in repr(other)
+    other.estimate_statistics(streams(experts))
+    assert "estimate_statistics" not in repr(other)
 
 
 def test_predictions_that_are_nan_fail_with_the_task_and_the_step():

@@ -89,6 +89,8 @@ def test_a_probe_is_corrupted_image_by_image():
         ("jpeg", 0, (8, 8, 3), "severity 0"),
         ("jpeg", 6, (8, 8, 3), "severity 6"),
         ("jpeg", 1, (8, 8, 4), "no image"),
+        ("spatter", 1, (0, 4, 3), "no image"),
+        ("pixelate", 1, (4, 0), "no image"),
     ],
 )
 def test_bad_input(kind, severity, shape, message):

@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.clusters import Clusters
+from taskatlas.merge.data_adaptive import DataAdaptive
+from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.flat_model import FlatModel
 from taskatlas.merge.low_rank import LowRankVectors, task_vector_norms
 from taskatlas.merge.mixing import Mixing, mixed
@@ -162,6 +165,55 @@ def test_a_table_shared_by_all_samples_goes_to_another_engine():
         assert "same for all samples" in found.chosen
 
 
+class Masked(nn.Module):
+    """A scale of its own, and a mask of pairs of positions that all samples share."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x, mask):
+        return torch.softmax((x * self.scale) @ x.transpose(1, 2) + mask, -1) @ x
+
+
+class Pairs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = Masked(), nn.Linear(8, 3)
+        self.mask = 2 * torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, x):
+        return self.head(self.block(x, self.mask).mean(1))
+
+
+@pytest.mark.parametrize("first", [4, 6])
+def test_a_mask_as_long_as_the_batch_is_not_cut_by_samples(first):
+    torch.manual_seed(0)
+    found = runs(Pairs())
+    for count in (first, 6, 5):
+        check(found, torch.randn(count, 6, 8), count, False, "mixing")
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("count", [1, 4])
+def test_samples_that_take_each_others_place_are_noticed_whatever_the_first_batch(count, spread):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            batch, tokens, width = x.shape
+            flat = self.one(x.transpose(0, 1).reshape(tokens * batch, width))
+            return self.head(flat.view(tokens, batch, width).mean(0))
+
+    torch.manual_seed(0)
+    found = runs(Turned(), "mixing")
+    wanted = 0.3 + spread * coefficients(found.vectors, count)
+    with pytest.raises(BadInput, match="something else than a merged model"):
+        found(found.network.inputs(torch.randn(count, 4, 8)), wanted)
+
+
 def test_weights_used_behind_a_modules_back_are_noticed():
     class Behind(nn.Module):
         def __init__(self):
@@ -304,6 +356,44 @@ def test_an_encoder_decoder_answers_with_its_first_token():
     wanted = coefficients(found.vectors, 4)
     torch.testing.assert_close(found(inputs, wanted), one_by_one(found, batch, wanted), rtol=1e-5, atol=1e-5)
     assert found.chosen.startswith(("vmap", "merging"))  # its table of relative positions belongs to no sample
+
+
+def steerable(module, features, batch):
+    """A fusion of three experts of a network, and coefficients for three samples."""
+    base = module()
+    experts = {f"e{i}": module() for i in range(3)}
+    for i, expert in enumerate(experts.values()):
+        expert.load_state_dict(perturbed(base, i))
+    fused = DataAdaptive(base, experts, features, steps=1).fit({name: [batch] for name in experts})
+    return fused, coefficients(fused.family_.vectors, 3).numpy()
+
+
+def test_a_base_whose_samples_cannot_be_mixed_is_not_steered():
+    class Length(nn.Module):
+        def forward(self, input_ids, attention_mask):
+            return torch.stack([input_ids.float().mean(1), attention_mask.float().mean(1)], 1)
+
+    batch = {"input_ids": torch.randint(2, 40, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.int64)}
+    fused, wanted = steerable(t5, Extractor.of(Length(), tap=""), batch)
+    # Its table of relative positions, (6, 6), is no 3 samples.
+    with pytest.raises(BadInput, match="same for all samples"), fused.steered(wanted, batch):
+        pass
+
+
+def test_a_steered_base_is_every_samples_own_model_and_counts_them():
+    torch.manual_seed(0)
+    x = torch.randn(3, 4)
+    fused, wanted = steerable(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), nn.Linear(4, 2), x)
+    vectors = fused.family_.vectors
+    with torch.no_grad(), fused.steered(wanted, x) as network:
+        found = network(x)
+    for row, scale in enumerate(wanted):
+        state = vectors.state(vectors.merged(torch.from_numpy(scale)))
+        torch.testing.assert_close(found[row], functional_call(fused.base, state, (x[row],)))
+    with pytest.raises(BadInput, match="2 coefficients for 3 samples"), fused.steered(wanted[:2], x):
+        pass
+    with pytest.raises(BadInput, match=r"shape \(3, 2\) do not fit"), fused.steered(wanted[:, :2], x):
+        pass
 
 
 # Low-rank experts

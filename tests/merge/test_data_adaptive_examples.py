@@ -242,7 +242,7 @@ def test_what_is_generated_is_what_each_samples_own_model_generates(tmp_path):
     fused = DataAdaptive(base, adapters, encoder, steps=2, learning_rate=0.5).fit({name: [batch] for name in adapters})
     wanted = np.random.default_rng(0).uniform(-1, 1.5, (4, 3)).astype(np.float32)
     how = {"max_new_tokens": 6, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
-    with torch.no_grad(), fused.steered(wanted) as network:
+    with torch.no_grad(), fused.steered(wanted, batch) as network:
         found = network.generate(**batch, **how)
     vectors = fused.family_.vectors
     for row in range(4):

@@ -2,11 +2,13 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call
@@ -15,6 +17,7 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.depth_map import depth_map
 from taskatlas.merge.extractor import Extractor
+from taskatlas.merge.fusion_files import SavedFusion
 from taskatlas.merge.hypernetwork import Hypernetwork, published_hypernetwork, read_hypernetwork
 from taskatlas.merge.task_vectors import TaskVectors
 from taskatlas.store import check_receipts
@@ -222,6 +225,16 @@ def test_other_experts_and_damaged_files_are_refused(tmp_path):
         DataAdaptive.load(path, *family(3), extractor())
     with pytest.raises(BadInput, match="other extractor"):
         DataAdaptive.load(path, base, experts, Extractor.of(nn.Linear(4, 7), tap=""))
+    with pytest.raises(BadInput, match="other base"):
+        DataAdaptive.load(path, Deep(7), experts, extractor())
+    with pytest.raises(BadInput, match="other experts"):
+        DataAdaptive.load(path, base, {"a": experts["b"], "b": experts["a"]}, extractor())
+    with pytest.raises(BadInput, match="other experts"):
+        DataAdaptive.load(path, base, {**experts, "a": with_head(experts["a"], 9)}, extractor())
+    with pytest.raises(BadInput, match="other extractor"):
+        DataAdaptive.load(path, base, experts, Extractor.of(extractor().checkpoint.module, tap="0"))
+    with pytest.raises(BadInput, match="other heads"):
+        DataAdaptive.load(path, base, experts, extractor(), heads=dict.fromkeys("ab", nn.Identity()))
     with pytest.raises(BadInput, match="no file"):
         DataAdaptive.load(tmp_path / "none", base, experts, extractor())
     (tmp_path / "short").write_bytes(path.read_bytes()[:-100])
@@ -230,6 +243,85 @@ def test_other_experts_and_damaged_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "other")
     with pytest.raises(BadInput, match="no fusion"):
         DataAdaptive.load(tmp_path / "other", base, experts, extractor())
+
+
+def with_head(network, seed):
+    """The same network with another head."""
+    found = Deep(0)
+    found.load_state_dict({**network.state_dict(), "classifier.weight": Deep(seed).classifier.weight})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about["arguments"].update(more=1), "another version"),
+        (lambda about: about["arguments"].pop("steps"), "another version"),
+        (lambda about: about["arguments"].update(level="task"), "other levels"),
+        (lambda about: about["arguments"].update(steps=0), "steps=0"),
+        (lambda about: about.pop("arguments"), "not whole"),
+        (lambda about: about.update(arguments=[1]), "not whole"),
+        (lambda about: about.pop("adaptation"), "not whole"),
+        (lambda about: about["hypernetwork"].update(bound="tight"), "not whole|bound='tight'"),
+    ],
+)
+def test_files_that_say_something_else_are_refused(tmp_path, change, message):
+    fused().save(tmp_path / "h")
+    with safe_open(tmp_path / "h", "pt") as file:
+        ((key, said),) = file.metadata().items()
+    about = json.loads(said)
+    change(about)
+    save_file(load_file(tmp_path / "h"), tmp_path / "changed", metadata={key: json.dumps(about)})
+    with pytest.raises(BadInput, match=message):
+        DataAdaptive.load(tmp_path / "changed", *family(), extractor())
+
+
+def test_weights_that_are_nan_are_refused(tmp_path):
+    fused().save(tmp_path / "h")
+    with safe_open(tmp_path / "h", "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "h")
+    save_file({**tensors, "hypernetwork/second.bias": tensors["hypernetwork/second.bias"] * torch.nan},
+              tmp_path / "nan", metadata=metadata)  # fmt: skip
+    with pytest.raises(BadInput, match="NaN"):
+        DataAdaptive.load(tmp_path / "nan", *family(), extractor())
+    published = nn.Sequential(nn.Linear(7, 7), nn.ReLU(), nn.Linear(7, 2))
+    nn.init.constant_(published[2].bias, torch.nan)
+    torch.save(published, tmp_path / "h.pt")
+    with pytest.raises(BadInput, match="NaN"):
+        read_hypernetwork(tmp_path / "h.pt", experts=2)
+
+
+def test_a_hypernetwork_for_features_of_another_width_is_told(tmp_path):
+    torch.save(nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)), tmp_path / "h.pt")
+    found = DataAdaptive(*family(), extractor()).with_published(tmp_path / "h.pt", ["a", "b"])
+    with pytest.raises(BadInput, match="gives 7 features, and the hypernetwork takes 9"):
+        found.predict(batch(0), task="a")
+
+
+def test_numpy_numbers_are_saved(tmp_path):
+    fused().save(tmp_path / "h")
+    saved = SavedFusion.load(tmp_path / "h")
+    arguments = {**saved.about["arguments"], "seed": np.int64(3), "learning_rate": np.float32(0.5)}
+    replace(saved, about={**saved.about, "arguments": arguments}).save(tmp_path / "again")
+    assert DataAdaptive.load(tmp_path / "again", *family(), extractor()).get_params()["seed"] == 3
+
+
+def test_dead_coefficients_are_not_transferred():
+    base, experts = family()
+    with torch.no_grad():
+        for name, value in experts["a"].blocks[0].named_parameters():
+            value.copy_(base.blocks[0].get_parameter(name))
+    how = {"steps": 30, "learning_rate": 0.02, "own": ["classifier.*"], "collapse": None}
+    trained = DataAdaptive(base, experts, extractor(), level="layer", **how).fit(data())
+    other = trained.transferred(*family(blocks=3))
+    of = {name: other.coefficients_[:, :, column] for column, name in enumerate(other.tensors_)}
+    last = trained.coefficients_[:, :, trained.tensors_.index("blocks.1.weight")]
+    first = trained.coefficients_[:, :, trained.tensors_.index("blocks.0.weight")]
+    np.testing.assert_allclose(first[:, 0], 0.3, atol=1e-6)
+    for block in range(3):  # all of expert a's come from the block that it has learned
+        np.testing.assert_allclose(of[f"blocks.{block}.weight"][:, 0], last[:, 0])
+    np.testing.assert_allclose(of["blocks.1.weight"][:, 1], (first[:, 1] + last[:, 1]) / 2)
 
 
 def test_a_merged_model_is_an_ordinary_checkpoint(tmp_path):
@@ -255,7 +347,11 @@ def test_a_merged_model_is_an_ordinary_checkpoint(tmp_path):
     with pytest.raises(BadInput, match="no task 'z'"):
         trained.export(tmp_path / "model", x, task="z")
     with pytest.raises(BadInput, match="no folder"):
-        trained.export(tmp_path / "model", x, task="a", like=tmp_path / "nowhere")
+        trained.export(tmp_path / "new", x, task="a", like=tmp_path / "nowhere")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    with pytest.raises(BadInput, match="not an empty folder"):
+        trained.export(tmp_path / "model", x, task="a")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
 
 
 def test_a_merged_hugging_face_model_opens_with_from_pretrained(tmp_path):
@@ -304,6 +400,8 @@ def test_pictures_have_titles_labels_and_a_legend():
     assert fused("task").plot().images[0].get_array().shape == (2, 2)
     with pytest.raises(BadInput, match="same in every layer"):
         fused("task").plot("layers")
+    with pytest.raises(BadInput, match="no task 'z' to draw; there are a, b"):
+        trained.plot("layers", task="z")
     with pytest.raises(BadInput, match="not trained here"):
         trained.transferred(*family(3)).plot("learning")
 

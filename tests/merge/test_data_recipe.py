@@ -1,6 +1,7 @@
 """Recipes with data: what a folder holds afterwards, that it is what the functions give, and what is refused."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -135,6 +136,63 @@ def test_a_fusion_whose_network_and_extractor_prepare_samples(folder):
     (folder / "out" / "fusion.safetensors").write_bytes(b"other")
     with pytest.raises(BadInput, match="not the fusion that it was"):
         Zoo.open(folder / "out" / "per-sample.yaml")["b"].open()
+
+
+def test_the_folder_of_a_fusion_can_be_moved(folder):
+    merge_recipe(recipe(folder, "data_adaptive"), folder / "out")
+    assert str(folder) not in (folder / "out" / "per-sample.yaml").read_text()
+    x = torch.from_numpy(Probe.open(folder / "a.npz").inputs[:4])
+    before = Zoo.open(folder / "out" / "per-sample.yaml")["a"].open().module(x)
+    (folder / "elsewhere").mkdir()
+    (folder / "out").rename(folder / "elsewhere" / "moved")
+    after = Zoo.open(folder / "elsewhere" / "moved" / "per-sample.yaml")["a"].open().module(x)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("method", ["adamerging", "data_adaptive"])
+def test_what_a_reader_has_to_know_is_in_line_json_receipt_and_table(folder, capsys, monkeypatch, method):
+    monkeypatch.setenv("COLUMNS", "200")
+    base = load_file(folder / "base.safetensors")
+    expert = load_file(folder / "b.safetensors")
+    save_file({**expert, "0.bias": base["0.bias"]}, folder / "b.safetensors")
+    parameters = {"level": "layer", "steps": 3, "transductive": True}
+    models = [{"model": f"{task}.safetensors", "data": f"{task}.npz"} for task in CLASSES]
+    models += [{"model": "base.safetensors", "data": "a.npz", "task": "same"}]
+    file = recipe(folder, method, parameters=parameters, models=models)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    said = " ".join(run("merge", file, folder / "out").split())
+    assert "learned on transductive samples; 1 of 4 coefficients dead; equal to the base: same" in said
+    learned = {"samples": "transductive", "coefficients": 4, "dead": 1, "dropped": ["same"], "collapsed": []}
+    assert json.loads(run("merge", file, folder / "again", "--format", "json"))["adaptation"] == learned
+    receipt = json.loads((folder / "out" / "receipt.json").read_text())["merge"]
+    assert receipt["settings"]["learned"] == learned
+    asked = ("evaluate", f"fused={folder / 'out'}", "--on", f"a={folder / 'a.npz'}", f"b={folder / 'b.npz'}")
+    assert "transductive" in run(*asked)
+    assert json.loads(run(*asked, "--format", "json"))["models"][0]["learned_on"] == "transductive"
+
+
+def test_collapse_is_in_the_result_and_warns_of_nothing_else(folder):
+    for task, shift in (("a", 9.0), ("b", 8.0)):
+        flat = {name: torch.zeros_like(value) for name, value in network(0).state_dict().items()}
+        flat["0.weight"], flat["2.weight"] = torch.eye(5, 4), torch.eye(3, 5)
+        save_file(flat, folder / "base.safetensors")
+        save_file({**flat, "2.bias": torch.tensor([shift, 0.0, 0.0])}, folder / f"{task}.safetensors")
+    parameters = {"steps": 60, "learning_rate": 2e-2, "initial": 0.05}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = merge_recipe(recipe(folder, "data_adaptive", parameters=parameters), folder / "out")
+        through = merge_recipe(
+            recipe(folder, "data_adaptive", parameters={**parameters, "collapse": None}), folder / "through"
+        )
+    assert found.adaptation.collapsed == ("a", "b")
+    assert "predictions collapsed: a, b" in repr(found)
+    assert through.adaptation.collapsed == ()
 
 
 def test_lora_adapters_stay_low_rank(folder):
@@ -272,6 +330,11 @@ MODELS = [{"model": "a.safetensors", "data": "a.npz"}]
         ("fisher", {"models": [{"model": "nowhere.pt", "data": "a.npz"}]}, r"models\[0\].model"),
         ("fisher", {"models": [{"model": "a.safetensors", "data": "nowhere.npz"}]}, r"models\[0\].data"),
         ("fisher", {"builder": None}, "no builder"),
+        ("fisher", {"models": [{**MODELS[0], "task": "recipe.yml"}]}, "called 'recipe.yml', like a file of the result"),
+        ("data_adaptive", {"parameters": {"initial": float("nan")}}, "initial=nan is not a finite number"),
+        ("data_adaptive", {"parameters": {"steps": 1, "diversity": float("nan")}}, "diversity=nan"),
+        ("data_adaptive", {"parameters": {"learning_rate": 1e30}}, "learning_rate=1e[+]30 is not a number above 0"),
+        ("data_adaptive", {"parameters": {"bound": None}}, "None is not a word"),
     ],
 )
 def test_what_is_refused_leaves_nothing(folder, method, fields, message):

@@ -57,6 +57,7 @@ def evaluate_models(
     """
     from taskatlas.errors import BadInput
     from taskatlas.merge.evaluation import evaluate, write_evaluation
+    from taskatlas.merge.merge_with_data import learned_on
     from taskatlas.merge.scores import INDIVIDUAL
 
     started = time.perf_counter()
@@ -65,11 +66,12 @@ def evaluate_models(
     paths = _named(on, "task")
     data = {task: _probe(path, split) for task, path in paths.items()}
     subjects: dict[str, Any] = {}
+    learned: dict[str, str | None] = {}
     for name, path in _named(list(models), "model").items():
         for row, subject in _subjects(name, path, builder, list(data)).items():
             if row in subjects:
                 raise BadInput(f"two models are called {row!r}. Name one of them: NAME={path}")
-            subjects[row] = subject
+            subjects[row], learned[row] = subject, learned_on(path)
     experts = None if individual is None else _experts(individual, builder, list(data))
     found = evaluate(
         subjects,
@@ -90,7 +92,7 @@ def evaluate_models(
             found, common.out, models=everything, data=data, settings=settings, started=started, sources=sources
         )
         files = [f"wrote {common.out}: evaluation.csv, evaluation.json, evaluation.png, receipt.json"]
-    rows = found.rows()
+    rows = [{**row, "learned on": learned.get(row["model"])} for row in found.rows()]
     columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     cells = [[_cell(row[name]) for name in columns] for row in rows]
     shown = table("Accuracy ± standard error", columns, cells)
@@ -166,4 +168,5 @@ def _plain(row: dict[str, Any], tasks: dict[str, int]) -> dict[str, Any]:
         "average": both(row["average"]),
         "joint": both(row["joint"]),
         "ratio": row["ratio"],
+        "learned_on": row["learned on"],
     }

@@ -1,6 +1,7 @@
 """``taskatlas merge`` with a recipe that looks at data."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from taskatlas.cli.options import Common, emit, table
@@ -32,9 +33,11 @@ def merge_with_data(file: Path, out: Path | None, *, zoo: str | None, common: Co
         "seconds": result.seconds,
         "files": sorted(str(place.relative_to(out)) for place in out.rglob("*") if place.is_file()),
         "kept": result.kept,
+        "adaptation": None if result.adaptation is None else asdict(result.adaptation),
     }
+    learned = "" if result.adaptation is None else f"; {result.adaptation}"
     done = (
         f"wrote {out}: {recipe.merge_method} of {', '.join(recipe.tasks)}, {result.bytes_written / 1e6:,.1f} MB in "
-        f"{result.seconds:.1f} s; {result.peak_bytes / 1e6:,.1f} MB of memory"
+        f"{result.seconds:.1f} s; {result.peak_bytes / 1e6:,.1f} MB of memory{learned}"
     )
     emit(common, document, [done])

@@ -61,7 +61,7 @@ class Clusters:
         """
         from scipy.cluster.vq import kmeans2
 
-        if count < 1 or not len(coefficients):
+        if count < 1 or count != int(count) or not len(coefficients):
             raise BadInput(f"{len(coefficients)} coefficients cannot be put into {count} clusters.")
         by_tensor = task_vector_norms(vectors).cpu()
         norms = by_tensor if coefficients.ndim == 3 else by_tensor.square().sum(1).sqrt()

@@ -127,9 +127,10 @@ def corrupt(image: Image, kind: str, severity: int, seed: int = 0) -> Image:
     """
     if kind not in CORRUPTIONS:
         raise BadInput(f"there is no corruption {kind!r}. Choose one of: {', '.join(CORRUPTIONS)}.")
-    if severity not in range(1, 6):
+    if not isinstance(severity, int | np.integer) or severity not in range(1, 6):
         raise BadInput(f"severity {severity} is none; it goes from 1 to 5.")
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+    is_image = image.ndim in (2, 3) and image.size > 0 and (image.ndim == 2 or image.shape[2] in (1, 3))
+    if image.dtype != np.uint8 or not is_image:
         raise BadInput(f"an array {image.shape} of {image.dtype} is no image; give uint8, height x width x 1 or 3.")
     return CORRUPTIONS[kind](image, severity, seed)
 

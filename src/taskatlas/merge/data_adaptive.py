@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.family import Expert, Family
 from taskatlas.merge.flat_model import FlatModel
 from taskatlas.merge.fused_model import FusedModel
+from taskatlas.merge.fusion_arguments import check_arguments
 from taskatlas.merge.fusion_data import Data, Featured
 from taskatlas.merge.fusion_files import SavedFusion
 from taskatlas.merge.fusion_learning import Learned, Optimizer, learn
@@ -38,7 +39,9 @@ from taskatlas.merge.state import Model
 from taskatlas.merge.task_network import Head
 from taskatlas.merge.task_vectors import Level
 from taskatlas.merge.unlabelled import Batch
-from taskatlas.store import Store
+from taskatlas.store import Store, digest
+from taskatlas.zoo.builders import some
+from taskatlas.zoo.weights import tensors_digest
 
 _HELD = ("base", "experts", "extractor", "heads", "placement", "store")  # arguments that are no plain values
 _STATISTICS_BATCHES = 64  # of each task, from which BatchNorm's statistics are estimated after learning
@@ -47,18 +50,21 @@ _STATISTICS_BATCHES = 64  # of each task, from which BatchNorm's statistics are 
 class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Learns from unlabelled data how to merge experts for each input; a scikit-learn estimator.
 
-    Heads belong to tasks and are never merged. Tensors that the base lacks, or that have another shape in some model,
-    are each expert's own; heads of equal shapes have to be named by ``own``, or given apart as ``heads``. Networks and
-    extractor run in evaluation mode and stay as they were.
+    Heads belong to tasks and are never merged. Tensors that the base lacks are each expert's own, and so are heads of
+    other numbers of classes: layers that differ in their number of outputs, where nothing else differs in shape. Heads
+    of equal shapes have to be named by ``own``, or given apart as ``heads``. Networks and extractor run in evaluation
+    mode and stay as they were.
 
     Args:
         base: what the experts were trained from: a network, or its tensors by name.
-        experts: task -> its network, tensors, weights file or LoRA adapter; or task vectors that were made before.
+        experts: task -> its network, tensors, weights file or LoRA adapter; or task vectors that were made before. A
+            task runs with its expert's network, or else the base's: one of them has to be one, or a checkpoint with a
+            builder.
         extractor: makes the features: a module, a Hugging Face model by folder or hub id, an ``Extractor``.
         level: ``task``: a coefficient an expert; ``layer``: one for each expert and tensor.
         heads: task -> function from the network's output to logits; None: the output holds logits.
         own: patterns of further tensors that stay each expert's own (``classifier.*``).
-        initial: every coefficient before the first step.
+        initial: every coefficient before the first step and before the bound.
         bound: of the coefficients: ``none``, ``clamp`` to [0, 1], or ``softmax`` over the experts.
         standardise: whether features are given zero mean and unit deviation: features of unit norm hardly move h.
         diversity: weight of the entropy of the mean prediction, which learning then raises.
@@ -151,11 +157,22 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
             edge = max(1, len(entropy) // 10)
             first, last = np.nanmean(entropy[:edge]), np.nanmean(entropy[-edge:])
             said[-1] = f"{len(entropy)} steps on {self.adaptation_} samples, entropy {first:.3f} to {last:.3f}"
-        dropped = self.family_.vectors.dropped
-        said += [f"equal to the base: {', '.join(dropped)}"] if dropped else []
-        said += [f"{int(self.dead_.sum())} of {self.dead_.size} coefficients dead"] if self.dead_.any() else []
-        said += [f"stopped, predictions collapsed: {', '.join(self.collapsed_)}"] if self.collapsed_ else []
-        return f"DataAdaptive({'; '.join(said)})"
+        return f"DataAdaptive({'; '.join([*said, *self.notes_])})"
+
+    @property
+    def notes_(self) -> list[str]:
+        """What a reader of the result has to know beside the coefficients, a phrase each."""
+        vectors, dead = self.family_.vectors, self.dead_ if self.level == "layer" else self.dead_.all(1)
+        own = sorted({name for its in vectors.own.values() for name in its})
+        missing = self.family_.moving_statistics and not self.family_.estimated
+        notes = {
+            f"each expert's own: {some(own)}": own,
+            f"equal to the base: {', '.join(vectors.dropped)}": vectors.dropped,
+            f"{int(dead.sum())} of {dead.size} coefficients dead": dead.any(),
+            f"stopped, predictions collapsed: {', '.join(self.collapsed_)}": self.collapsed_,
+            "BatchNorm statistics are the experts' mean, see estimate_statistics": missing,
+        }
+        return [note for note, holds in notes.items() if holds]
 
     # Learning
 
@@ -172,9 +189,9 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         Raises:
             BadInput: experts that do not fit the base, a task without expert or head, no data, a batch that a network
                 or the extractor cannot take.
-            WorkFailed: an entropy is NaN; names the task and the step.
+            WorkFailed: an entropy or the hypernetwork becomes NaN; names the step.
         """
-        self._check()
+        check_arguments(self.get_params(deep=False))
         self._open()
         parts = dict(sorted(X.items())) if isinstance(X, Mapping) else {"": X}
         self._check_tasks(parts)
@@ -197,7 +214,12 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
                 {device: FlatModel(self.family_.vectors, device) for device in devices},
                 by_task(networks, streams)
                 if groups is None
-                else by_group(groups, [networks[name] for name in self.family_.different()], streams[""]),
+                else by_group(
+                    groups,
+                    [networks[name] for name in self.family_.different()],
+                    streams[""],
+                    fewest=2 if self.family_.moving_statistics else 1,  # BatchNorm normalises with each part's own
+                ),
                 self.tasks_,
                 level=self.level,
                 count=self.steps,
@@ -224,32 +246,39 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         """This hypernetwork on another family of experts for the same tasks, without training.
 
         Task-wise coefficients go to the experts of the same names (Tang et al., IJCV 2025, section 5.4). Layer-wise
-        ones are interpolated over relative depth, tensor by tensor of the same role, see ``depth_map``.
+        ones are interpolated over relative depth, tensor by tensor of the same role, see ``depth_map``. Dead ones were
+        never learned and are left out.
 
         Args:
             base: of the other family.
             experts: of the other family, with names of this one.
             changes: other arguments (``heads``, ``own``, ``engine``, ...); the rest is as here.
 
+        BatchNorm's statistics are the experts' mean afterwards: ``estimate_statistics`` where they moved.
+
         Raises:
             BadInput: an expert that this hypernetwork does not know.
         """
         check_is_fitted(self, "fused_")
         other = DataAdaptive(**{**self.get_params(deep=False), **changes, "base": base, "experts": experts})
-        other._check()
+        check_arguments(other.get_params(deep=False))
         other._open()
         unknown = [name for name in other.names_ if name not in self.names_]
         if unknown:
             raise BadInput(f"the hypernetwork does not know {unknown[0]!r}; it knows {', '.join(self.names_)}.")
         rows = [self.names_.index(name) for name in other.names_]
-        mixing = depth_map(self.tensors_, other.tensors_) if self.level == "layer" else None
+        mixing = None
+        if self.level == "layer":
+            alive = ~self.dead_
+            mixing = torch.stack([depth_map(self.tensors_, other.tensors_, alive[row].tolist()) for row in rows])
         other._take(self.hypernetwork_.remapped(rows, mixing, other.bound))
         other.tasks_, other.learned_ = self.tasks_, None
         picked = self.coefficients_[:, rows]
         other._finish(
-            picked if mixing is None else picked @ mixing.numpy(),
+            picked if mixing is None else np.einsum("knt,ntu->knu", picked, mixing.numpy()),
             f"transferred from {len(self.tensors_)} tensors, {self.adaptation_} samples",
         )
+        other._warn_of_statistics()
         return other
 
     def estimate_statistics(self, X: Mapping[str, Data]) -> "DataAdaptive":
@@ -271,6 +300,8 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
     ) -> "DataAdaptive":
         """Takes a published hypernetwork (``nn.Sequential`` of two linear layers) in place of learning one.
 
+        BatchNorm's statistics are the experts' mean afterwards: ``estimate_statistics`` where they moved.
+
         Args:
             path: its file; read without running code of it.
             experts: in the order of its outputs, which the file does not say.
@@ -280,7 +311,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         Raises:
             BadInput: a file that is none, an expert that is not here, outputs that do not fit.
         """
-        self._check()
+        check_arguments(self.get_params(deep=False))
         self._open()
         layers = self.level == "layer"
         order = experts, (list(self.tensors_ if tensors is None else tensors) if layers else None)
@@ -288,6 +319,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self._take(published_hypernetwork(path, order, wanted, self.bound))
         self.tasks_, self.learned_ = (), None
         self._finish(np.empty((0, *self._shape)), f"published in {Path(path).name}")
+        self._warn_of_statistics()
         return self
 
     # Results: see ``FusedModel``, which says what samples and arguments may be
@@ -317,7 +349,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         return self._fused.merged_for(X, task)
 
     def export(self, folder: Path | str, X: Data | Batch, task: str, like: Path | str | None = None) -> None:
-        """Writes the model merged for some samples, or for a cluster's centre, as an ordinary checkpoint folder."""
+        """Writes the model merged for some samples as an ordinary checkpoint folder; see ``FusedModel.export``."""
         self._fused.export(folder, X, task, like=like, learned=self.adaptation_)
 
     def clusters(self, X: Data | Batch, count: int) -> Clusters:
@@ -325,15 +357,16 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         return self._fused.clusters(X, count, self.seed)
 
     @contextmanager
-    def steered(self, coefficients: Float[np.ndarray, "batch N *T"]) -> Iterator[nn.Module]:
-        """While it lasts, the base computes each sample of a batch with its own coefficients: for ``generate``.
+    def steered(self, coefficients: Float[np.ndarray, "batch N *T"], batch: Batch) -> Iterator[nn.Module]:
+        """While it lasts, the base computes each sample of this batch with its own coefficients: for ``generate``.
 
         Raises:
-            BadInput: the base is no network, or its samples cannot be mixed.
+            BadInput: the base is no network, another number of samples or coefficients, or samples that cannot be
+                mixed.
         """
         if not isinstance(self.base, nn.Module):
             raise BadInput("the base is given by its tensors; steered needs the network.")
-        with self._fused.steered(self.base, coefficients) as network:
+        with self._fused.steered(self.base, coefficients, batch) as network:
             yield network
 
     def save(self, path: Path | str) -> None:
@@ -345,7 +378,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         check_is_fitted(self, "fused_")
         about = {
             "arguments": {name: value for name, value in self.get_params(deep=False).items() if name not in _HELD},
-            "extractor": self._extractor.digest,
+            "content": self._content(),
             "adaptation": self.adaptation_,
             **{name: list(getattr(self, f"{name}_")) for name in ("names", "tensors", "tasks")},
         }
@@ -364,16 +397,23 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
             others: what a file cannot hold: ``heads``, ``placement``, ``store``; and any other argument.
 
         Raises:
-            BadInput: the file is missing, cut short, or something else; other experts, tensors or extractor.
+            BadInput: the file is missing, cut short, or something else; another base, other experts, tensors, heads or
+                another extractor than it was learned with.
         """
         saved = SavedFusion.load(path)
+        if saved.about["arguments"].keys() != cls(base, experts, extractor).get_params(deep=False).keys() - {*_HELD}:
+            raise BadInput(f"{path} was written by another version of taskatlas. Learn it again.")
         found = cls(base, experts, extractor, **{**saved.about["arguments"], **others})
-        found._check()
+        check_arguments(found.get_params(deep=False))
         found._open()
-        opened = {"names": list(found.names_), "tensors": list(found.tensors_), "extractor": found._extractor.digest}
-        other = [what for what, own in opened.items() if own != saved.about[what]]
-        if other:
-            raise BadInput(f"{path} was learned with other {other[0]}. Give the experts and extractor that it was.")
+        opened = {"names": list(found.names_), "tensors": list(found.tensors_), **found._content()}
+        known = {**saved.about, **saved.about["content"]}
+        other = [what for what, own in opened.items() if own != known.get(what)]
+        if other or saved.hypernetwork.shape != found._shape:
+            raise BadInput(
+                f"{path} was learned with other {other[0] if other else 'levels'}. "
+                "Give the base, experts, heads and extractor that it was learned with."
+            )
         found._take(saved.hypernetwork)
         found.tasks_, found.learned_ = tuple(saved.about["tasks"]), saved.learned
         found.family_ = found.family_.given_statistics(saved.statistics)
@@ -392,7 +432,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
             BadInput: a picture that cannot be drawn.
         """
         check_is_fitted(self, "fused_")
-        check_picture(picture, self.level, self.learned_ is not None)
+        check_picture(picture, self.level, self.learned_ is not None, self.tasks_, task)
         if picture == "learning" and self.learned_ is not None:
             return plot_learning(self.learned_.coefficients, self.tasks_, self.names_, self.adaptation_, ax)
         if picture == "layers":
@@ -429,7 +469,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self.names_, self.tensors_ = self.family_.vectors.names, tuple(self.family_.vectors.places)
 
     def _featured(self, data: Data, task: str) -> Featured:
-        who = f"the data of task {task!r}" if task else "the data"
+        who = f"the data of task {task!r}" if task else "the data of the mixed stream"
         return Featured(data, self._extractor, who, self.batch_size, self.store)
 
     def _take(self, hypernetwork: Hypernetwork) -> None:
@@ -445,6 +485,24 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self.collapsed_ = {} if learned is None else dict(learned.collapsed)
         self.fused_ = FusedModel(self.family_, self.hypernetwork_, self._extractor, self.engine, self.store)
 
+    def _content(self) -> dict[str, str]:
+        """Digests of what the hypernetwork was learned with."""
+        vectors, f = self.family_.vectors, self._extractor
+        return {
+            "base": tensors_digest({"": vectors.base, **{f"/{name}": value for name, value in vectors.fixed.items()}}),
+            "experts": digest("experts", [tensors_digest(tensors) for tensors in vectors.of_experts()]),
+            "heads": digest("heads", sorted(self.heads or ())),
+            "extractor": digest("extractor", f.digest, f.tap, f.pool),
+        }
+
+    def _warn_of_statistics(self) -> None:
+        if self.family_.moving_statistics:
+            warnings.warn(
+                "BatchNorm's statistics are the mean of the experts', and no function of their weights. Call "
+                "estimate_statistics with unlabelled samples of each task.",
+                stacklevel=3,
+            )
+
     def _estimate(self, streams: Mapping[str, Featured]) -> None:
         """BatchNorm's statistics of every task from its own data; where tasks are unknown, of all from all."""
         data = dict.fromkeys(self.family_.networks, streams[""]) if "" in streams else streams
@@ -454,15 +512,6 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         batches = {task: (batch for batch, _ in islice(its.once(), _STATISTICS_BATCHES)) for task, its in data.items()}
         self.family_ = self.family_.with_statistics(batches, means)
         self.fused_ = FusedModel(self.family_, self.hypernetwork_, self._extractor, self.engine, self.store)
-
-    def _check(self) -> None:
-        for name, known in (("level", Level), ("bound", Bound), ("optimizer", Optimizer), ("engine", Engine)):
-            if getattr(self, name) not in get_args(known):
-                raise BadInput(f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(known))}.")
-        if self.steps < 1 or not 0 < self.learning_rate < float("inf"):
-            raise BadInput(
-                f"{self.steps} steps at a learning rate of {self.learning_rate:g} learn nothing; give positive numbers."
-            )
 
     def _check_tasks(self, tasks: Iterable[str]) -> None:
         given = list(tasks)

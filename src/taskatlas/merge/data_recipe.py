@@ -57,6 +57,8 @@ DATA_METHODS: Mapping[str, Mapping[str, Any]] = {
 """Methods that look at data, each with its parameters and their defaults."""
 
 _WORDS = {"level": get_args(Level), "bound": get_args(Bound), "optimizer": get_args(Optimizer)}
+_OPTIONAL = ("density", "collapse")  # may be null
+_RESULTS = ("recipe.yml", "receipt.json", "fusion.safetensors", "per-sample.yaml", "zoo.yaml", "README.md")
 _BASED = ("adamerging", "data_adaptive")
 _Name = Annotated[str, Field(min_length=1)]
 
@@ -89,7 +91,7 @@ class DataRecipe(_Strict):
         parameters: of the method.
         builder: for models that name none, as ``Zoo.open`` takes it.
         split: of tables with a column ``split``, only the rows with this value.
-        own: patterns of tensors that stay each expert's own, beside those that differ in shape.
+        own: patterns of tensors that stay each expert's own, beside heads for other numbers of classes.
         zoo: a folder, or ``zoo.yaml``, with checkpoints that may be named as models.
         name: for people.
 
@@ -103,7 +105,7 @@ class DataRecipe(_Strict):
     models: Annotated[tuple[DataEntry, ...], Field(min_length=1)]
     base_model: _Name | None = None
     extractor: _Name | None = None
-    parameters: dict[str, StrictBool | StrictInt | StrictFloat | StrictStr] = {}
+    parameters: dict[str, StrictBool | StrictInt | StrictFloat | StrictStr | None] = {}
     builder: _Name | None = None
     split: _Name | None = None
     own: tuple[_Name, ...] = ()
@@ -259,6 +261,9 @@ class DataRecipe(_Strict):
         repeated = next((name for name in self.tasks if self.tasks.count(name) > 1), None)
         if repeated is not None:
             yield f"models: two tasks are called {repeated!r}. Give each a name: task: ..."
+        taken = next((name for name in self.tasks if name in _RESULTS or name.endswith(".png")), None)
+        if taken is not None:
+            yield f"models: a task is called {taken!r}, like a file of the result. Give it another name: task: ..."
         for key, value in self.parameters.items():
             if key not in known:
                 yield (
@@ -266,6 +271,8 @@ class DataRecipe(_Strict):
                     f"It takes {', '.join(known)}."
                 )
                 return
+            if value is None and key in _OPTIONAL:
+                continue
             kind = float if known[key] is None else type(known[key])
             fits = isinstance(value, int | float) and not isinstance(value, bool) if kind is float else True
             if not fits or (kind is not float and type(value) is not kind):

@@ -2,8 +2,8 @@
 
 A layer-wise hypernetwork has a coefficient for every tensor of the family that it was trained on. For another family
 the coefficient of a tensor is interpolated, at its relative depth, between the two nearest layers' tensors of the same
-role (``attention.self.query.weight``, say). A role that the first family does not have takes the mean over all tensors
-at that depth. No tensor is looked at: names and their order say it all.
+role (``attention.self.query.weight``, say). A role that the first family does not have is interpolated between the two
+tensors next to its place among all. No tensor is looked at: names and their order say it all.
 """
 
 from collections import defaultdict
@@ -18,12 +18,15 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.layers import Stacks, depth_of, find_stacks, layer_of
 
 
-def depth_map(known: Sequence[str], wanted: Sequence[str]) -> Float[Tensor, "T T2"]:
+def depth_map(
+    known: Sequence[str], wanted: Sequence[str], alive: Sequence[bool] | None = None
+) -> Float[Tensor, "T T2"]:
     """The matrix M (T, T2) with coefficient of t' = Σ_t (coefficient of t) M[t, t']; its columns sum to 1.
 
     Args:
         known: names of the tensors that have coefficients, in the order of their network.
         wanted: names of those that are to have some.
+        alive: which of the known have a coefficient that was learned; the others give nothing. None: all.
 
     Raises:
         BadInput: no tensors on one side.
@@ -39,6 +42,8 @@ def depth_map(known: Sequence[str], wanted: Sequence[str]) -> Float[Tensor, "T T
     by_role: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
     everywhere: list[tuple[float, int]] = []
     for row, name in enumerate(known):
+        if alive is not None and any(alive) and not alive[row]:
+            continue
         place = depth_of(name, stacks), row
         by_role[_role(name, stacks)].append(place)
         everywhere.append((row / max(1, len(known) - 1), row))

@@ -5,12 +5,14 @@ mean over the tokens that are no padding), or the merged model's own base up to 
 always runs in evaluation mode without gradients, whatever mode it is found in, and is left as it was.
 """
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from taskatlas.probe.pooling import Pool, pooled
 from taskatlas.probe.taps import Tap
 from taskatlas.store import Store
 from taskatlas.zoo import Checkpoint, OpenedCheckpoint
-from taskatlas.zoo.checkpoint import TRANSFORMERS
+from taskatlas.zoo.checkpoint import TRANSFORMERS, is_hub_id
 from taskatlas.zoo.weights import first_line
 
 _OUTPUT = ""  # the tap at the output of the whole network
@@ -51,6 +53,7 @@ class Extractor:
     tap: str | None = None
     pool: Pool = "auto"
     device: str = "cpu"
+    _known: dict[tuple[str, str], Features] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, network: "Extractor | Checkpoint | nn.Module | Path | str", **how: Any) -> "Extractor":
@@ -59,13 +62,24 @@ class Extractor:
         Args:
             network: what computes the features; an ``Extractor`` stays as it is.
             how: ``prepare``, ``tap``, ``pool``, ``device``.
+
+        Raises:
+            BadInput: it is none of these, or there is no such folder.
         """
         if isinstance(network, Extractor):
             return network
         if isinstance(network, nn.Module):
             network = Checkpoint("extractor", module=network)
-        elif not isinstance(network, Checkpoint):
+        elif isinstance(network, str | Path):
+            place = Path(network)
+            if not place.exists() and (isinstance(network, Path) or not is_hub_id(network)):
+                raise BadInput(f"there is no extractor at {network}. Is the path right?")
             network = Checkpoint("extractor", weights=network, builder=TRANSFORMERS)
+        elif not isinstance(network, Checkpoint):
+            raise BadInput(
+                f"the extractor is a {type(network).__name__}; give a module, a checkpoint, or a Hugging Face model by "
+                "folder or hub id."
+            )
         return cls(network, **how)
 
     @classmethod
@@ -91,10 +105,20 @@ class Extractor:
     def features(self, probe: Probe, store: Store | None = None) -> Features:
         """The features of every sample of a probe, computed once and kept in the store.
 
+        A function has no digest: with ``prepare`` they are kept in memory, for as long as this extractor is there.
+
         Raises:
             BadInput: as ``extract``.
         """
-        return extract(self, probe, tap=self.tap, pool=self.pool, device=self.device, store=store)
+        if self.prepare is None:
+            return extract(self, probe, tap=self.tap, pool=self.pool, device=self.device, store=store)
+        key = self.digest, probe.digest
+        if key not in self._known:
+            with tempfile.TemporaryDirectory() as folder:
+                its = Store(Path(folder))
+                found = extract(self, probe, tap=self.tap, pool=self.pool, device=self.device, store=its)
+                self._known[key] = replace(found, values=np.array(found.values))
+        return self._known[key]
 
     def __call__(self, batch: Batch) -> Float[Tensor, "batch d"]:
         """The features of a batch that is prepared already.
@@ -125,7 +149,7 @@ class Extractor:
 
     @property
     def digest(self) -> str:
-        """The checkpoint's; tap and pooling are in the digest of ``features``."""
+        """The checkpoint's; tap and pooling are in the digest of ``features``, ``prepare`` is in none."""
         return self.checkpoint.digest
 
     @property

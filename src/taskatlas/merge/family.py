@@ -16,10 +16,11 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.batch_norm import batch_moments, batch_statistics, but_statistics
 from taskatlas.merge.lora import is_adapter
 from taskatlas.merge.low_rank import LowRankVectors, Vectors
+from taskatlas.merge.opening import open_as_saved
 from taskatlas.merge.placement import Placement
 from taskatlas.merge.state import Model, named_tensors
 from taskatlas.merge.task_network import Head, TaskNetwork
-from taskatlas.merge.task_vectors import TaskVectors, differing
+from taskatlas.merge.task_vectors import TaskVectors, differing_heads
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.probe import quiet
 from taskatlas.zoo import Checkpoint, read_weights
@@ -40,11 +41,13 @@ class Family:
         networks: expert -> the network that runs its task, also for experts that equal the base.
         moving_statistics: whether the experts' BatchNorm statistics are not those of the base. Then they have to be
             estimated again after a merge; where they are, networks trained with frozen statistics, they just stay.
+        estimated: whether they have been.
     """
 
     vectors: Vectors
     networks: Mapping[str, TaskNetwork]
     moving_statistics: bool
+    estimated: bool = False
 
     @classmethod
     def of(
@@ -62,13 +65,15 @@ class Family:
             base: what they were trained from: a network, or its tensors.
             experts: by task; or task vectors that were made before.
             heads: task -> from a network's output to logits; None: the output holds logits.
-            own: patterns of tensors that stay each expert's own, beside those that differ in shape.
+            own: patterns of tensors that stay each expert's own, beside those that the base lacks and heads that differ
+                in their number of classes alone.
             placement: of vectors and networks.
 
         Raises:
             BadInput: no experts, some that do not fit the base, adapters beside other experts, no network to run.
         """
         opened: Mapping[str, Any] = {}
+        base = _opened(base) if isinstance(base, Checkpoint) else base
         if isinstance(experts, TaskVectors | LowRankVectors):
             vectors: Vectors = experts
             opened = dict.fromkeys(sorted({*experts.names, *experts.dropped}))
@@ -94,7 +99,7 @@ class Family:
     def different(self) -> list[str]:
         """Experts whose networks give different logits for the same merged weights: one of each kind."""
         found = {
-            (id(one.network), id(one.head), tuple(self.vectors.own.get(name, ()))): name
+            (id(one.network), id(one.head), _places_of(one.kept)): name
             for name, one in reversed(list(self.networks.items()))
         }
         return sorted(found.values())
@@ -137,8 +142,8 @@ class Family:
         return self.given_statistics(found)
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
-        """BatchNorm's statistics of each task, where they are not simply those of the base."""
-        if not self.moving_statistics:
+        """BatchNorm's statistics of each task, where they have been estimated."""
+        if not self.estimated:
             return {}
         return {
             task: {name: value for name, value in network.kept.items() if name.endswith(_STATISTICS)}
@@ -152,16 +157,17 @@ class Family:
             network = networks[task]
             moved = {name: value.to(network.device, network.precision) for name, value in its.items()}
             networks[task] = replace(network, kept={**network.kept, **moved})
-        return replace(self, networks=networks)
+        return replace(self, networks=networks, estimated=self.estimated or bool(statistics))
 
 
 def _opened(expert: Expert) -> Any:
+    place = expert.weights if isinstance(expert, Checkpoint) else expert
+    if isinstance(place, str | Path) and Path(place).is_dir() and is_adapter(Path(place)):
+        return Path(place)
     if isinstance(expert, Checkpoint):
-        expert = expert.weights if expert.module is None and expert.weights is not None else expert.open().module
-    if isinstance(expert, str | Path):
-        place = Path(expert)
-        return place if place.is_dir() and is_adapter(place) else read_weights(place)
-    return expert
+        is_network = expert.module is not None or expert.builder is not None
+        return open_as_saved(expert).module if is_network else named_tensors(expert, expert.name)
+    return read_weights(Path(expert)) if isinstance(expert, str | Path) else expert
 
 
 def _vectors(base: Model, experts: Mapping[str, Any], own: Sequence[str], device: str) -> Vectors:
@@ -175,7 +181,7 @@ def _vectors(base: Model, experts: Mapping[str, Any], own: Sequence[str], device
         raise BadInput(
             f"{adapters[0]!r} is a LoRA adapter and {other!r} is not. Merge the adapters into their base first."
         )
-    own = (*own, *differing(base, experts))
+    own = (*own, *differing_heads(base, experts, own))
     return TaskVectors.of(base, experts, own=own, dtype=precision, device=device)
 
 
@@ -185,8 +191,13 @@ def _network(task: str, expert: object, base: Model) -> nn.Module:
             return model
     raise BadInput(
         f"there is no network to run task {task!r} with: its expert and the base are tensors by name. "
-        "Give one of them as a module."
+        "Give one of them as a module, or as a checkpoint with a builder."
     )
+
+
+def _places_of(tensors: Mapping[str, Tensor]) -> frozenset[tuple[str, int]]:
+    """Where tensors lie in memory: what two tasks share is there once."""
+    return frozenset((name, value.data_ptr()) for name, value in tensors.items())
 
 
 def _statistics_move(base: Mapping[str, Tensor], vectors: Vectors) -> bool:

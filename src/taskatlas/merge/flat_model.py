@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from taskatlas.errors import BadInput
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.task_vectors import Level
 
@@ -59,8 +60,21 @@ class FlatModel:
                 self.theta.copy_(self.vectors.merged(coefficients))
             self.gradient.zero_()
 
-    def backward(self, loss: Float[Tensor, ""]) -> None:
-        """Adds the gradient of a loss; no other tensor that the loss depends on is given one."""
+    def backward(self, loss: Float[Tensor, ""], who: str = "the network") -> None:
+        """Adds the gradient of a loss; no other tensor that the loss depends on is given one.
+
+        Args:
+            loss: of the network's outputs.
+            who: the network, for messages.
+
+        Raises:
+            BadInput: the loss depends on no merged tensor.
+        """
+        if not loss.requires_grad:
+            raise BadInput(
+                f"no output of {who} depends on a tensor that is merged. Does it run under no_grad, or does own= "
+                "leave nothing to merge?"
+            )
         torch.autograd.backward(loss, inputs=list(self._leaves.values()))
 
     def gradient_of_coefficients(self, level: Level) -> Float[Tensor, "N *T"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from taskatlas.merge.fusion_data import Data, Featured
 from taskatlas.merge.fusion_files import export_model
 from taskatlas.merge.fusion_learning import surest
 from taskatlas.merge.hypernetwork import Hypernetwork
-from taskatlas.merge.mixing import Mixing, mixed
 from taskatlas.merge.per_sample import Engine, PerSample
 from taskatlas.merge.task_network import TaskNetwork
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.probe import quiet
 from taskatlas.store import Store
 
+_STEERED = ""  # in place of a task, the base itself
 _AT_ONCE = 32  # samples of a probe that pass together
 
 
@@ -118,18 +118,21 @@ class FusedModel:
             task: as ``predict``.
 
         Raises:
-            BadInput: there are no labels.
+            BadInput: there are no labels, or not one for each sample.
         """
         truth = getattr(getattr(X, "probe", X), "labels", None) if y is None else y
         if truth is None:
             raise BadInput("there are no labels to score against. Give a probe with labels, or y.")
-        return float(np.mean(self.predict(X, task) == np.asarray(truth)))
+        found, truth = self.predict(X, task), np.asarray(truth)
+        if truth.shape != found.shape:
+            raise BadInput(f"there are labels of shape {truth.shape} for {len(found)} samples. Give one for each.")
+        return float(np.mean(found == truth))
 
     def merged_for(self, X: Data | Batch, task: str | None = None) -> dict[str, Tensor]:
         """The tensors of the one model that is merged for the mean coefficients of these samples.
 
         Args:
-            X: one batch or many; or, as an array, the coefficients themselves: the centre of a cluster.
+            X: one batch or many; or, as a NumPy array, the coefficients themselves: ``clusters.centres[0].numpy()``.
             task: whose own tensors (head, BatchNorm statistics) go along; None: none.
         """
         return self.state(self._mean(X), task)
@@ -148,12 +151,12 @@ class FusedModel:
         Args:
             folder: where to.
             X: as ``merged_for``.
-            task: whose head it has.
+            task: whose head it has, where that is part of the network; heads given beside it are not written.
             like: a model folder whose tokenizer and image processor go along.
             learned: on which samples the hypernetwork was trained; goes into the receipt.
 
         Raises:
-            BadInput: no such task, or the place cannot be written.
+            BadInput: no such task, a folder that is not empty, or the place cannot be written.
         """
         coefficients = self._mean(X)
         names = self.family.vectors.names
@@ -161,18 +164,32 @@ class FusedModel:
         export_model(folder, self.network(task).network, self.state(coefficients, task), about, like)
 
     @contextmanager
-    def steered(self, base: nn.Module, coefficients: Float[np.ndarray, "batch N *T"]) -> Iterator[nn.Module]:
+    def steered(
+        self, base: nn.Module, coefficients: Float[np.ndarray, "batch N *T"], batch: Batch
+    ) -> Iterator[nn.Module]:
         """While it lasts, a network with the base's weights computes each sample of a batch with its own coefficients.
 
         Args:
             base: the network: for its ``generate``.
-            coefficients: of the samples of the batch that it will be given, and of no other.
+            coefficients: of the samples.
+            batch: that it will be given, and no other; on the first one mixing is compared with merged models.
 
         Raises:
-            BadInput: in a pass, where samples cannot be mixed.
+            BadInput: another number of samples or coefficients, or samples that cannot be mixed.
         """
-        mixing = Mixing(self.family.vectors, torch.from_numpy(coefficients).to(self.family.vectors.base))
-        with quiet(base), mixed(base, mixing):
+        vectors = self.family.vectors
+        wanted = torch.as_tensor(np.asarray(coefficients)).to(vectors.base)
+        sizes = (len(vectors.names),), (len(vectors.names), len(vectors.places))
+        if tuple(wanted.shape[1:]) not in sizes:
+            raise BadInput(
+                f"coefficients of shape {tuple(wanted.shape)} do not fit; give (samples, *{sizes[0]}) or "
+                f"(samples, *{sizes[1]})."
+            )
+        if _STEERED not in self._running:
+            network = replace(TaskNetwork.each({_STEERED: base}, vectors)[_STEERED], head=_flat_logits)
+            self._running[_STEERED] = PerSample(network, vectors, "mixing")
+        runs = self._running[_STEERED]
+        with quiet(base), runs.mixing(runs.network.inputs(batch), wanted):
             yield base
 
     def clusters(self, X: Data | Batch, count: int, seed: int = 0) -> Clusters:
@@ -207,3 +224,10 @@ class FusedModel:
         if task not in self._running:
             self._running[task] = PerSample(self.network(task), self.family.vectors, self.engine)
         return self._running[task]
+
+
+def _flat_logits(output: Any) -> Tensor:
+    """What a network says about each sample, of all positions."""
+    found = getattr(output, "logits", output)
+    found = found[0] if isinstance(found, tuple | list) else found
+    return torch.as_tensor(found).flatten(1)

@@ -48,7 +48,7 @@ def open_task(folder: str, task: str, content: str) -> tuple[nn.Module, Prepare 
     """The network of a task of a fusion, and how samples are prepared for it: a builder for ``zoo.yaml``.
 
     Args:
-        folder: that ``taskatlas merge`` wrote.
+        folder: that ``taskatlas merge`` wrote; may have been moved since.
         task: whose head.
         content: digest of the folder's fusion, so that results of another one are not taken for its own.
 

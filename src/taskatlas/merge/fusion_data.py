@@ -54,6 +54,10 @@ class Featured:
             self.data = Unlabelled(self.data, batch_size=self.batch_size)
         if isinstance(self.data, Unlabelled):
             self._features = self.extractor.features(self.data.probe, self.store).values
+        elif isinstance(self.data, Tensor | np.ndarray | Mapping | str) or not isinstance(self.data, Iterable):
+            raise BadInput(
+                f"{self.who} are a {type(self.data).__name__}; give a Probe, or batches of tensors in a list or loader."
+            )
         elif self.extractor.needs_raw_samples:
             raise BadInput(
                 f"the extractor prepares samples in its own way, and {self.who} come as batches for another network. "
@@ -88,7 +92,7 @@ class Featured:
         if isinstance(self.data, Unlabelled):
             while True:
                 yield from self._of_rows(self.data)
-        for batch in endless(self.data, self.who):  # type: ignore[arg-type]
+        for batch in endless(self.data, self.who.removeprefix("the data of ")):  # type: ignore[arg-type]
             yield batch, self.of(batch)
 
     def some(self) -> Float[Tensor, "n d"]:

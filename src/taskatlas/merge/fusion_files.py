@@ -19,7 +19,7 @@ from taskatlas.merge.hypernetwork import Hypernetwork
 from taskatlas.store import atomic_write, output_folder
 from taskatlas.zoo.weights import first_line, tensors_digest
 
-_FORMAT = "taskatlas.data-adaptive/1"  # the one key of the metadata: of several, the order in the file would be random
+_FORMAT = "taskatlas.data-adaptive/2"  # the one key of the metadata: of several, the order in the file would be random
 _HISTORY = ("coefficients", "entropy", "marginal_entropy")
 _BESIDE = ("*token*.json", "*vocab*", "merges.txt", "*.model", "*processor_config.json", "generation_config.json")
 
@@ -65,7 +65,7 @@ class SavedFusion:
             about["learned"] = {"reached": sorted(learned.reached), "collapsed": dict(learned.collapsed)}
         copied = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         with atomic_write(Path(path)) as file:
-            save_file(copied, file, metadata={_FORMAT: json.dumps(about)})
+            save_file(copied, file, metadata={_FORMAT: json.dumps(about, default=_number)})
 
     @classmethod
     def load(cls, path: Path | str) -> "SavedFusion":
@@ -79,12 +79,17 @@ class SavedFusion:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if _FORMAT not in metadata:
-                    raise BadInput(f"{path} holds no fusion. Give a file that DataAdaptive.save wrote.")
+                    raise BadInput(
+                        f"{path} holds no fusion, or one of another version. Give a file that DataAdaptive.save wrote."
+                    )
                 about = json.loads(metadata[_FORMAT])
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             history = about["learned"]
+            if not all(bool(found[name].isfinite().all()) for name in found if name.startswith("hypernetwork/")):
+                raise BadInput(f"{path} holds NaN or infinite numbers. Learn it again.")
+            plain = {name: about[name] for name in ("names", "tensors", "tasks", "adaptation", "statistics")}
             return cls(
-                about=about,
+                about={**plain, "arguments": dict(about["arguments"]), "content": dict(about["content"])},
                 hypernetwork=_hypernetwork(about["hypernetwork"], _under("hypernetwork/", found)),
                 coefficients=found["coefficients"].numpy(),
                 dead=found["dead"].numpy(),
@@ -125,13 +130,16 @@ def export_model(
         like: a model folder whose tokenizer and image processor go along.
 
     Raises:
-        BadInput: the place cannot be written, or ``like`` is no folder.
+        BadInput: the folder is not empty or cannot be written, or ``like`` is no folder.
     """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} is not an empty folder. Name another one for the merged model.")
     if like is not None and not Path(like).is_dir():
         raise BadInput(f"{like} is no folder to take tokenizer and image processor from.")
     own = {name: value.detach().cpu().contiguous() for name, value in state.items() if name in network.state_dict()}
     inputs = {"state": tensors_digest(own)}
-    with output_folder(Path(folder), "taskatlas.DataAdaptive.export", inputs=inputs, settings=settings) as place:
+    with output_folder(folder, "taskatlas.DataAdaptive.export", inputs=inputs, settings=settings) as place:
         save_model(place, network, own, like)
 
 
@@ -154,6 +162,11 @@ def save_model(place: Path, network: nn.Module, state: Mapping[str, Tensor], lik
         names = {file.name for pattern in _BESIDE for file in Path(like).glob(pattern) if file.is_file()}
         for name in sorted(names - {file.name for file in place.iterdir()}):
             shutil.copyfile(Path(like) / name, place / name)
+
+
+def _number(value: Any) -> Any:
+    """A NumPy number as a plain one."""
+    return value.item()
 
 
 def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from taskatlas.engine import track
 from taskatlas.errors import WorkFailed
 from taskatlas.merge.adamerging import mean_entropy
 from taskatlas.merge.flat_model import FlatModel
+from taskatlas.merge.freed_memory import give_back_freed_memory
 from taskatlas.merge.fusion_steps import Sampled
 from taskatlas.merge.hypernetwork import Hypernetwork
 from taskatlas.merge.task_network import TaskNetwork
@@ -30,7 +31,8 @@ from taskatlas.merge.task_vectors import Level
 
 Optimizer = Literal["adam", "adamw"]
 
-_WINDOW = 20  # steps over which predictions are pooled to see whether they have collapsed
+_WINDOW = 20  # steps over which predictions are pooled to see whether they have collapsed; of a short run its half
+_POOLED = 16  # samples that are pooled at least: of fewer the predictions may be alike by chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +83,12 @@ def learn(
         optimizer: Adam, or AdamW.
         diversity: β, the weight of the marginal entropy.
         collapse: learning stops where, for a task, the entropy of the mean prediction of the last 20 steps falls below
-            this share of that of the first 20; None: never.
+            this share of that of the first 20; None: never. Of fewer than 40 steps the first half and the last.
         alive: layer-wise, which coefficients count in ``coefficients``.
 
     Raises:
-        BadInput: data that run out, a batch that a network cannot take.
-        WorkFailed: an entropy is NaN; names the task and the step.
+        BadInput: data that run out, a batch that a network cannot take, predictions that depend on nothing merged.
+        WorkFailed: an entropy is NaN, or a step makes the hypernetwork's weights so; names the step.
     """
     make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
     descent = make(hypernetwork.parameters(), lr=learning_rate)
@@ -94,7 +96,7 @@ def learn(
     experts = hypernetwork.shape[0]
     means = np.full((count, len(names), experts), np.nan)
     entropy = np.full((count, len(names), 2), np.nan)
-    monitor = Monitor(names, collapse)
+    monitor = Monitor(names, collapse, min(_WINDOW, max(1, count // 2)))
     sound, done = copy.deepcopy(hypernetwork.state_dict()), 0
     for step in track(range(count), "learning to merge"):
         descent.zero_grad()
@@ -112,14 +114,20 @@ def learn(
                     f"the predictions of {network.task!r} became NaN in step {step + 1} of {count}. "
                     f"Try a learning rate below {learning_rate:g}, bound='clamp', or a smaller initial coefficient."
                 )
-            model.backward(loss)
+            model.backward(loss, f"the network of task {network.task!r}")
             coefficients.backward(model.gradient_of_coefficients(level).to(coefficients))
             entropy[step, sampled.position] = [float(mean.detach()), float(marginal.detach())]
             means[step, sampled.position] = _by_expert(coefficients, alive)
             monitor.see(sampled.position, logits)
+            give_back_freed_memory()
         descent.step()
         done = step + 1
-        if done % _WINDOW == 0:
+        if not all(bool(value.isfinite().all()) for value in hypernetwork.parameters()):
+            raise WorkFailed(
+                f"the hypernetwork's weights became NaN or infinite in step {done} of {count}. "
+                f"Try a learning rate below {learning_rate:g}."
+            )
+        if done % monitor.window == 0 or done == count:
             if monitor.collapsed():
                 hypernetwork.load_state_dict(sound)
                 break
@@ -151,6 +159,7 @@ class Monitor:
     Args:
         names: of the tasks.
         share: of the entropy at the start below which predictions have collapsed; None: they never have.
+        window: batches of a task that are pooled.
 
     Example:
         >>> monitor = Monitor(["a"], 0.5)
@@ -162,14 +171,17 @@ class Monitor:
 
     names: Sequence[str]
     share: float | None
+    window: int = _WINDOW
     _recent: dict[int, deque[Tensor]] = field(default_factory=dict, repr=False)
+    _samples: dict[int, int] = field(default_factory=dict, repr=False)
     _first: dict[int, float] = field(default_factory=dict, repr=False)
 
     def see(self, position: int, logits: Float[Tensor, "batch classes"]) -> None:
         """One batch's predictions."""
-        recent = self._recent.setdefault(position, deque(maxlen=_WINDOW))
+        recent = self._recent.setdefault(position, deque(maxlen=self.window))
         recent.append(torch.softmax(logits.detach().float(), -1).mean(0).cpu())
-        if position not in self._first and len(recent) == _WINDOW:
+        self._samples[position] = min(len(logits), self._samples.get(position, len(logits)))
+        if position not in self._first and len(recent) == self.window:
             self._first[position] = self._entropy(position)
 
     def collapsed(self) -> list[str]:
@@ -179,7 +191,7 @@ class Monitor:
         return [
             self.names[position]
             for position, first in sorted(self._first.items())
-            if self._entropy(position) < self.share * first
+            if self._samples[position] * self.window >= _POOLED and self._entropy(position) < self.share * first
         ]
 
     def _entropy(self, position: int) -> float:

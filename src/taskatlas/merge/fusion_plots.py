@@ -73,11 +73,11 @@ def plot_learning(
     return ax
 
 
-def check_picture(picture: str, level: str, learned: bool) -> None:
+def check_picture(picture: str, level: str, learned: bool, tasks: Sequence[str], task: str | None) -> None:
     """Refuses a picture that cannot be drawn.
 
     Raises:
-        BadInput: an unknown name, layers of task-wise coefficients, learning that was not done here.
+        BadInput: an unknown name or task, layers of task-wise coefficients, learning that was not done here, no tasks.
     """
     if picture not in ("tasks", "layers", "learning"):
         raise BadInput(f"there is no picture {picture!r}. Choose tasks, layers or learning.")
@@ -85,6 +85,10 @@ def check_picture(picture: str, level: str, learned: bool) -> None:
         raise BadInput("task-wise coefficients are the same in every layer. Choose the picture tasks.")
     if picture == "learning" and not learned:
         raise BadInput("this hypernetwork was not trained here, so there is no learning to draw.")
+    if not tasks:
+        raise BadInput("this hypernetwork has seen no task's samples here, so there are no coefficients to draw.")
+    if task is not None and task not in tasks:
+        raise BadInput(f"there is no task {task!r} to draw; there are {', '.join(tasks)}.")
 
 
 def _axes(size: tuple[float, float]) -> Any:

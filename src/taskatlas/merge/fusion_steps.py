@@ -1,7 +1,8 @@
 """What a step of data-adaptive fusion sees: a batch of each task, or the parts of a mixed batch that are alike."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Groups:
 
     @classmethod
     def of(cls, features: Float[Tensor, "n d"], count: int, seed: int = 0) -> "Groups":
-        """Finds groups by k-means, started as k-means++ does.
+        """Finds groups by k-means, started as k-means++ does: at most so many, and none without samples.
 
         Raises:
             BadInput: fewer samples than groups.
@@ -67,8 +68,13 @@ class Groups:
         deviation, mean = torch.std_mean(features.double(), 0, correction=0)
         scale = deviation.where(deviation > 1e-6, torch.ones_like(deviation))
         standard = ((features - mean) / scale).numpy()
-        centres, _ = kmeans2(standard, count, minit="++", rng=np.random.default_rng(seed), missing="warn")
-        return cls(torch.from_numpy(centres), mean, scale)
+        count = min(count, len(np.unique(standard, axis=0)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of groups without samples, which are left out
+            centres, _ = kmeans2(standard, count, minit="++", rng=np.random.default_rng(seed), missing="warn")
+        found = cls(torch.from_numpy(centres), mean, scale)
+        used = [group for group, rows in enumerate(found.rows(features)) if len(rows)]
+        return replace(found, centres=found.centres[used])
 
     def rows(self, features: Float[Tensor, "n d"]) -> list[Tensor]:
         """Which samples are of which group; some groups may have none."""
@@ -100,11 +106,21 @@ def by_task(networks: Mapping[str, TaskNetwork], streams: Mapping[str, Featured]
         yield (Sampled(i, [networks[task]], *next(its)) for i, (task, its) in enumerate(endless.items()))
 
 
-def by_group(groups: Groups, networks: Sequence[TaskNetwork], stream: Featured) -> Iterator[Iterable[Sampled]]:
-    """Steps of one batch of a mixed stream, in parts that are alike."""
+def by_group(
+    groups: Groups, networks: Sequence[TaskNetwork], stream: Featured, fewest: int = 1
+) -> Iterator[Iterable[Sampled]]:
+    """Steps of one batch of a mixed stream, in parts that are alike.
+
+    Args:
+        groups: what is alike.
+        networks: that may be a part's own.
+        stream: the batches.
+        fewest: samples of a part; one of fewer is left out where the batch has as many.
+    """
     for batch, features in stream.endlessly():
+        least = min(fewest, len(features))
         yield (
             Sampled(i, networks, rows_of(batch, rows), features[rows], share=len(rows) / len(features))
             for i, rows in enumerate(groups.rows(features))
-            if len(rows)
+            if len(rows) >= least
         )

@@ -8,7 +8,7 @@ are C = N coefficients, one for each expert, or C = N T, one for each expert and
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Hypernetwork(nn.Module):
     Args:
         features: d.
         shape: (N,) or (N, T).
-        initial: every coefficient before the first step.
+        initial: every coefficient before the first step and before the bound.
         bound: ``none``, as published; ``clamp`` to [0, 1]; ``softmax`` over the experts, which starts at their average.
         hidden: width of the first layer; None: d.
         seed: of the first layer.
@@ -56,10 +56,12 @@ class Hypernetwork(nn.Module):
         super().__init__()
         if features < 1 or not shape or min(shape) < 1:
             raise BadInput(f"{features} features and coefficients of shape {shape} leave nothing to learn.")
+        if bound not in get_args(Bound):
+            raise BadInput(f"bound={bound!r} is none of {', '.join(get_args(Bound))}.")
         self.shape = shape
         self.bound = bound
         with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(int(seed))
             self.first = nn.Linear(features, hidden or features)
             self.second = nn.Linear(hidden or features, torch.Size(shape).numel())
         nn.init.zeros_(self.second.weight)
@@ -68,7 +70,16 @@ class Hypernetwork(nn.Module):
         self.register_buffer("scale", torch.ones(features))
 
     def forward(self, features: Float[Tensor, "batch d"]) -> Float[Tensor, "batch N *T"]:
-        """The coefficients of every sample."""
+        """The coefficients of every sample.
+
+        Raises:
+            BadInput: features of another width.
+        """
+        if features.shape[1] != self.first.in_features:
+            raise BadInput(
+                f"the extractor gives {features.shape[1]} features, and the hypernetwork takes "
+                f"{self.first.in_features}. Was it trained with another extractor?"
+            )
         hidden = torch.relu(self.first((features.to(self.mean) - self.mean) / self.scale))
         found = self.second(hidden).view(len(features), *self.shape)
         if self.bound == "clamp":
@@ -82,13 +93,14 @@ class Hypernetwork(nn.Module):
         self.scale.copy_(deviation.where(deviation > _SMALLEST_DEVIATION, torch.ones_like(deviation)))
 
     def remapped(
-        self, experts: Sequence[int], tensors: Float[Tensor, "T T2"] | None = None, bound: Bound | None = None
+        self, experts: Sequence[int], tensors: Float[Tensor, "*N T T2"] | None = None, bound: Bound | None = None
     ) -> "Hypernetwork":
         """A copy with other outputs: experts picked and ordered, tensors mixed by a matrix; exact before the bound.
 
         Args:
             experts: which of the N, in the order wanted.
-            tensors: coefficient of tensor t' = Σ_t (coefficient of tensor t) · tensors[t, t'].
+            tensors: coefficient of tensor t' = Σ_t (coefficient of tensor t) · tensors[t, t']; one matrix, or one for
+                each of the experts wanted.
             bound: of the copy; None: the same.
 
         Example:
@@ -100,8 +112,8 @@ class Hypernetwork(nn.Module):
         weight = self.second.weight.detach().view(*self.shape, hidden)[list(experts)]
         bias = self.second.bias.detach().view(self.shape)[list(experts)]
         if tensors is not None:
-            mixing = tensors.to(weight)
-            weight, bias = torch.einsum("nth,tu->nuh", weight, mixing), bias @ mixing
+            mixing = tensors.to(weight).expand(len(weight), -1, -1)
+            weight, bias = torch.einsum("nth,ntu->nuh", weight, mixing), torch.einsum("nt,ntu->nu", bias, mixing)
         other = Hypernetwork(d, tuple(bias.shape), bound=bound or self.bound, hidden=hidden).to(weight)
         other.first.load_state_dict(self.first.state_dict())
         with torch.no_grad():
@@ -136,7 +148,7 @@ def read_hypernetwork(path: Path | str, experts: int, bound: Bound = "none") -> 
         bound: that it was trained with.
 
     Raises:
-        BadInput: no such file, more in it than two linear layers, or outputs that do not divide among the experts.
+        BadInput: no such file, more in it than two linear layers, NaN, or outputs that do not divide among the experts.
 
     Example:
         >>> import tempfile
@@ -154,6 +166,8 @@ def read_hypernetwork(path: Path | str, experts: int, bound: Bound = "none") -> 
         raise BadInput(f"{path} holds {', '.join(tensors) or 'nothing'}, and no two linear layers with their biases.")
     (first, second), (hidden, features) = (tensors[name] for name in weights), tensors[weights[0]].shape
     outputs = len(second)
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise BadInput(f"{path} holds NaN or infinite numbers. Is it whole?")
     if second.shape[1] != hidden or [len(tensors[name]) for name in biases] != [hidden, outputs]:
         raise BadInput(f"the layers in {path} do not fit each other: {tuple(first.shape)}, {tuple(second.shape)}.")
     if outputs % experts:

@@ -8,7 +8,7 @@ side in U (rows, R) and V (R, columns), a component a column and a row; each com
 and the N (D,) vectors that they stand for are never made: 16 components instead of 768 columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -156,6 +156,12 @@ class LowRankVectors:
     def dead(self) -> Bool[Tensor, "N T"]:
         """Where an expert left a tensor as it was."""
         return torch.stack([factors.squares(len(self.names)) == 0 for factors in self.factors.values()], 1)
+
+    def of_experts(self) -> Iterator[Mapping[str, Tensor]]:
+        """The factors of all experts by weight, and then the tensors of each one's own: they say what it is."""
+        for name, factors in self.factors.items():
+            yield {f"{name} up": factors.up, f"{name} down": factors.down, f"{name} owner": factors.owner}
+        yield from self.own.values()
 
     def merged(self, coefficients: Float[Tensor, "N *T"], out: Tensor | None = None) -> Float[Tensor, " D"]:
         """The adapted weights with λ: task-wise (N,), or layer-wise (N, T).

@@ -2,8 +2,56 @@
 
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How merging coefficients were learned, and what a reader of the result has to know.
+
+    Attributes:
+        samples: ``held-out``, or ``transductive``: the scored samples themselves.
+        coefficients: their number.
+        dead: how many of them change nothing.
+        dropped: experts that equal the base.
+        collapsed: tasks whose predictions became alike.
+
+    Example:
+        >>> str(Adaptation("held-out", 24, 5, ("b",), ()))
+        'learned on held-out samples; 5 of 24 coefficients dead; equal to the base: b'
+    """
+
+    samples: str
+    coefficients: int
+    dead: int
+    dropped: tuple[str, ...]
+    collapsed: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        samples: str,
+        level: str,
+        dead: np.ndarray,
+        dropped: Iterable[str],
+        collapsed: Iterable[str],
+    ) -> "Adaptation":
+        """From where a coefficient changes nothing, (N, T); a task-wise one is dead where all of an expert's are."""
+        counted = dead if level == "layer" else dead.all(1)
+        return cls(samples, counted.size, int(counted.sum()), tuple(dropped), tuple(collapsed))
+
+    def __str__(self) -> str:
+        notes = [
+            f"learned on {self.samples} samples",
+            f"{self.dead} of {self.coefficients} coefficients dead" if self.dead else "",
+            f"equal to the base: {', '.join(self.dropped)}" if self.dropped else "",
+            f"predictions collapsed: {', '.join(self.collapsed)}" if self.collapsed else "",
+        ]
+        return "; ".join(note for note in notes if note)
 
 
 @dataclass(frozen=True)
@@ -18,6 +66,7 @@ class MergeResult:
         peak_bytes: of memory that the process has held at most, mapped files included.
         seconds: from the reading of the recipe on.
         kept: shards that an earlier run had finished.
+        adaptation: how coefficients were learned, where they were.
     """
 
     out: Path
@@ -27,11 +76,12 @@ class MergeResult:
     peak_bytes: int
     seconds: float
     kept: int = 0
+    adaptation: Adaptation | None = None
 
     def __repr__(self) -> str:
         return (
             f"MergeResult({str(self.out)!r}, {self.tensors} tensors, {self.bytes_written / 1e6:.1f} MB, "
-            f"{self.seconds:.1f} s)"
+            f"{self.seconds:.1f} s{'' if self.adaptation is None else f'; {self.adaptation}'})"
         )
 
 

@@ -8,9 +8,12 @@ sample has coefficients of its own.
 
 from __future__ import annotations
 
+import json
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +29,14 @@ from taskatlas.merge.fisher_information import fisher, fisher_merge
 from taskatlas.merge.fused_network import open_task
 from taskatlas.merge.fusion_files import save_model
 from taskatlas.merge.lora import is_adapter
-from taskatlas.merge.merge_result import MergeResult, peak_memory
+from taskatlas.merge.merge_result import Adaptation, MergeResult, peak_memory
 from taskatlas.merge.opening import OpenedExpert, open_as_saved, open_experts
 from taskatlas.merge.placement import Placement
 from taskatlas.merge.regression_mean import gram_matrices, regmean
 from taskatlas.merge.task_vectors import differing
 from taskatlas.merge.unlabelled import Unlabelled
 from taskatlas.probe import Probe
-from taskatlas.store import digest, file_digest, output_folder
+from taskatlas.store import RECEIPT, digest, file_digest, output_folder
 from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.manifest import MANIFEST, write_manifest
 from taskatlas.zoo.weights import weights_files
@@ -64,14 +67,39 @@ def merge_with_data(
     inputs = {f"model/{task}": _digest(checkpoint) for task, checkpoint in job.experts.items()}
     inputs |= {name: one.digest for name, one in job.others.items()}
     inputs |= {f"data/{task}": probe.digest for task, probe in job.data.items()}
-    settings = {"method": recipe.merge_method, "recipe": recipe.digest}
+    settings: dict[str, Any] = {"method": recipe.merge_method, "recipe": recipe.digest}
     with output_folder(out, "merge", inputs=inputs, settings=settings, seed=seed, started=started) as place:
         (place / RECIPE).write_text(recipe.text, encoding="utf-8")
         fuses = recipe.merge_method == "data_adaptive"
-        count = _write_fusion(job, place, out) if fuses else _write_merge(job, place)
+        count, adaptation = _write_fusion(job, place) if fuses else _write_merge(job, place)
+        if adaptation is not None:
+            settings["learned"] = asdict(adaptation)  # the receipt is written when all is done
         written = sum(file.stat().st_size for file in place.rglob("*.safetensors"))
     read = sum(file.stat().st_size for one in (*job.experts.values(), *job.others.values()) for file in _files(one))
-    return MergeResult(out, count, read, written, peak_memory(), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return MergeResult(out, count, read, written, peak_memory(), seconds, adaptation=adaptation)
+
+
+def learned_on(place: str | Path) -> str | None:
+    """On which samples the merging coefficients of a model were learned, ``held-out`` or ``transductive``.
+
+    Args:
+        place: a folder that a merge with data left, a task's folder or ``per-sample.yaml`` in it.
+
+    Returns:
+        None where no such merge has left a receipt.
+
+    Example:
+        >>> learned_on("nowhere") is None
+        True
+    """
+    for folder in (Path(place), Path(place).parent):
+        if (folder / RECEIPT).is_file():
+            with suppress(OSError, ValueError, LookupError, TypeError):  # it is not from a merge with data
+                receipts = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+                return str(receipts["merge"]["settings"]["learned"]["samples"])
+            return None
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +128,8 @@ class _Job:
         return {task: probe.take(np.sort(rows[task][:count])) for task, probe in self.data.items()}
 
 
-def _write_fusion(job: _Job, place: Path, out: Path) -> int:
-    """The fusion, how to open it for every task, pictures, and a model for each task; the number of tensors."""
+def _write_fusion(job: _Job, place: Path) -> tuple[int, Adaptation]:
+    """The fusion, how to open it for a task, pictures, a model for each task; the number of tensors, and a report."""
     base = open_as_saved(job.others["base"], job.device)
     experts = open_experts(job.experts, base, job.device)
     fused = DataAdaptive(
@@ -114,9 +142,11 @@ def _write_fusion(job: _Job, place: Path, out: Path) -> int:
         **job.recipe.settings,
     )
     samples = job.samples(experts)
-    fused.fit(samples)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the predictions of .* became alike")  # the result says so
+        fused.fit(samples)
     fused.save(place / FUSION)
-    arguments = {"folder": str(out.resolve()), "content": file_digest(place / FUSION)}
+    arguments = {"folder": place, "content": file_digest(place / FUSION)}
     per_sample = [Checkpoint(task, None, open_task, {**arguments, "task": task}, task) for task in job.data]
     write_manifest(place / PER_SAMPLE, per_sample)
     for picture in ("tasks", "learning", *(("layers",) if fused.level == "layer" else ())):
@@ -126,11 +156,14 @@ def _write_fusion(job: _Job, place: Path, out: Path) -> int:
     }
     states = {task: fused.merged_for(its, task) for task, its in samples.items()}
     _write_models(place, like, {task: one.opened.module for task, one in experts.items()}, states)
-    return sum(map(len, states.values()))
+    dropped = fused.family_.vectors.dropped
+    learned = Adaptation.of(fused.adaptation_, fused.level, fused.dead_, dropped, fused.collapsed_)
+    return sum(map(len, states.values())), learned
 
 
-def _write_merge(job: _Job, place: Path) -> int:
-    """One model, or one for each task where experts have tensors of their own; the number of tensors."""
+def _write_merge(job: _Job, place: Path) -> tuple[int, Adaptation | None]:
+    """One model, or one for each task where experts have tensors of their own; the number of tensors, and a report."""
+    adaptation = None
     experts = open_experts(job.experts, None, job.device)
     modules = {task: one.opened.module for task, one in experts.items()}
     settings = job.recipe.settings
@@ -139,6 +172,8 @@ def _write_merge(job: _Job, place: Path) -> int:
         base = open_as_saved(job.others["base"], job.device).module
         found = adamerge(base, modules, job.samples(experts), own=job.recipe.own, seed=job.seed, **settings)
         merged, own = dict(found.state), found.own
+        samples = "transductive" if found.transductive else "held-out"
+        adaptation = Adaptation.of(samples, found.level, found.dead, found.dropped, found.collapsed)
     else:
         merged = _in_closed_form(job, modules)
         states = {task: module.state_dict() for task, module in modules.items()}
@@ -146,10 +181,10 @@ def _write_merge(job: _Job, place: Path) -> int:
     if any(own.values()):
         states = {task: {**merged, **own[task]} for task in job.data}
         _write_models(place, job.experts, modules, states)
-        return sum(map(len, states.values()))
+        return sum(map(len, states.values())), adaptation
     first = next(iter(job.data))
     _write_model(place, job.experts[first], modules[first], merged)
-    return len(merged)
+    return len(merged), adaptation
 
 
 def _in_closed_form(job: _Job, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -38,6 +38,10 @@ _ATTENTION = signature(nn.MultiheadAttention.forward)
 _CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
+Argument = int | str
+"""Of a call: its position, or its name."""
+
+
 class CannotMix(BadInput):
     """A network whose samples cannot be told apart layer by layer; another engine has to run it."""
 
@@ -49,13 +53,13 @@ class Mixing:
     Attributes:
         vectors: base and task vectors, where the network runs.
         coefficients: of the samples that are passing, (batch, N) or (batch, N, T).
-        constant: names of modules that a pass calls with what is the same for all samples (positions).
+        shared: module -> the arguments, by position or name, that are the same for all samples (positions, masks).
         called: names of modules whose weights took part.
     """
 
     vectors: Vectors
     coefficients: Float[Tensor, "batch N *T"]
-    constant: frozenset[str] = frozenset()
+    shared: Mapping[str, frozenset[Argument]] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
 
     def of_tensor(self, name: str) -> Float[Tensor, "batch N"]:
@@ -63,6 +67,10 @@ class Mixing:
         if self.coefficients.ndim == 2:
             return self.coefficients
         return self.coefficients[:, :, self._columns[self.standing(name)]]
+
+    def has_samples(self, module: str, argument: Argument) -> bool:
+        """Whether what a module is given as this argument has the samples on its first axis."""
+        return argument not in self.shared.get(module, ())
 
     def standing(self, name: str) -> str:
         """The name under which a tensor stands among the vectors."""
@@ -184,36 +192,43 @@ def mixable(network: nn.Module, vectors: Vectors) -> dict[str, nn.Module]:
     return found
 
 
-def constant_modules(network: nn.Module, vectors: Vectors, run: Callable[[int], object]) -> frozenset[str]:
-    """Names of the modules to which a pass gives the same whatever the batch: positions, mostly.
+def shared_arguments(
+    network: nn.Module, vectors: Vectors, run: Callable[[int], object]
+) -> dict[str, frozenset[Argument]]:
+    """What a pass gives to a module alike whatever the batch: positions, masks.
 
     Args:
         network: whose calls are watched.
         vectors: which modules matter.
         run: runs the network on a batch of so many samples.
 
+    Returns:
+        Module -> those of its arguments.
+
     Raises:
-        CannotMix: a module's first axis neither stays nor grows with the batch: samples stand on another axis.
+        CannotMix: an argument's first axis neither stays nor grows with the batch: samples stand on another axis.
     """
-    sizes: dict[int, dict[str, set[int]]] = {2: {}, 3: {}}
+    sizes: dict[int, dict[tuple[str, Argument], set[int]]] = {2: {}, 3: {}}
     for batch, seen in sizes.items():
         with ExitStack() as stack:
             for name, module in mixable(network, vectors).items():
 
                 def watch(_: nn.Module, args: Any, kwargs: Any, seen: Any = seen, name: str = name) -> None:
-                    seen.setdefault(name, set()).add(_first_size([*args, *kwargs.values()]))
+                    for argument, value in (*enumerate(args), *kwargs.items()):
+                        if isinstance(value, Tensor) and value.ndim:
+                            seen.setdefault((name, argument), set()).add(len(value))
 
                 hook = module.register_forward_pre_hook(watch, with_kwargs=True)
                 stack.callback(hook.remove)
             run(batch)
-    constant = set()
-    for name, two in sizes[2].items():
-        three = sizes[3].get(name, set())
+    shared: dict[str, set[Argument]] = {}
+    for (name, argument), two in sizes[2].items():
+        three = sizes[3].get((name, argument), set())
         if two == three:
-            constant.add(name)
+            shared.setdefault(name, set()).add(argument)
         elif {size * 3 for size in two} != {size * 2 for size in three}:
             raise CannotMix(f"the inputs of {name!r} do not have the samples on their first axis")
-    return frozenset(constant)
+    return {name: frozenset(arguments) for name, arguments in shared.items()}
 
 
 def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[..., Any]:
@@ -223,27 +238,29 @@ def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[...
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         mixing.called.add(name)
-        if by_kind is not None and len(args) + len(kwargs) == 1:
-            (x,) = (*args, *kwargs.values())
-            return by_kind(module, prefix, _with_samples(x, name, mixing), mixing)
+        given: list[tuple[Argument, Any]] = [*enumerate(args), *kwargs.items()]
+        if by_kind is not None and len(given) == 1:
+            ((argument, x),) = given
+            return by_kind(module, prefix, _with_samples(x, name, argument, mixing), mixing)
         if isinstance(module, nn.MultiheadAttention):
             call = _ATTENTION.bind(module, *args, **kwargs)
             call.apply_defaults()
             if _can_mix_attention(module, call.arguments):
-                return _self_attention(module, prefix, name, call.arguments, mixing), None
-        if name in mixing.constant:
+                x = _with_samples(call.arguments["query"], name, 0 if args else "query", mixing)
+                return _self_attention(module, prefix, x, call.arguments, mixing), None
+        if not any(isinstance(x, Tensor) and x.ndim and mixing.has_samples(name, key) for key, x in given):
             raise CannotMix(
                 f"{name!r} has weights of its own, and its inputs do not have the samples on their first axis"
             )
-        return _one_by_one(module, prefix, plain, args, kwargs, mixing)
+        return _one_by_one(module, name, plain, args, kwargs, mixing)
 
     return forward
 
 
-def _with_samples(x: Tensor, name: str, mixing: Mixing) -> Tensor:
+def _with_samples(x: Tensor, name: str, argument: Argument, mixing: Mixing) -> Tensor:
     """The input with the samples on its first axis, or a multiple of them; what all share is repeated for each."""
     batch = len(mixing.coefficients)
-    if name in mixing.constant and x.shape[0] != 1:
+    if not mixing.has_samples(name, argument) and x.shape[0] != 1:
         raise CannotMix(f"{name!r} gets an input of shape {tuple(x.shape)} that is the same for all samples")
     if x.shape[0] == 1:
         return x.expand(batch, *x.shape[1:])
@@ -268,9 +285,8 @@ def _can_mix_attention(module: nn.MultiheadAttention, given: Mapping[str, Any]) 
 
 
 def _self_attention(
-    module: nn.MultiheadAttention, prefix: str, name: str, given: Mapping[str, Any], mixing: Mixing
+    module: nn.MultiheadAttention, prefix: str, x: Tensor, given: Mapping[str, Any], mixing: Mixing
 ) -> Tensor:
-    x = _with_samples(given["query"], name, mixing)
     batch, heads = len(mixing.coefficients), module.num_heads
     joined = mixing.linear(x.reshape(batch, -1, x.shape[-1]), f"{prefix}in_proj_weight", module.in_proj_weight)
     bias = mixing.each(f"{prefix}in_proj_bias", module.in_proj_bias)
@@ -348,29 +364,33 @@ def _scaled(
     return found.view(x.shape)
 
 
-def _one_by_one(
-    module: nn.Module, prefix: str, plain: Callable[..., Any], args: Any, kwargs: Any, mixing: Mixing
-) -> Any:
+def _one_by_one(module: nn.Module, name: str, plain: Callable[..., Any], args: Any, kwargs: Any, mixing: Mixing) -> Any:
     """A module that is not known: one sample after the other, each with its own weights."""
-    batch = len(mixing.coefficients)
+    batch, prefix = len(mixing.coefficients), f"{name}." if name else ""
     whole = isinstance(module, nn.MultiheadAttention)
-    own = {name: value for name, value in module.named_parameters(recurse=whole) if mixing.moves(f"{prefix}{name}")}
+    own = {key: value for key, value in module.named_parameters(recurse=whole) if mixing.moves(f"{prefix}{key}")}
 
-    def of(row: int, value: Any) -> Any:
-        has_samples = isinstance(value, Tensor) and value.ndim and len(value) == batch
-        return value[row : row + 1] if has_samples else value
+    def of(row: int, argument: Argument, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 1:
+            return value
+        if not mixing.has_samples(name, argument):
+            return value
+        copies, rest = divmod(len(value), batch)
+        if rest:
+            raise CannotMix(f"{name!r} gets an input of shape {tuple(value.shape)} for {batch} samples")
+        return value[row * copies : (row + 1) * copies]
 
     outputs = []
     together = max(1, _WEIGHTS // max(1, sum(value.numel() for value in own.values())))
     with _forward(module, plain):
         for start in range(0, batch, together):
             with mixing.only(slice(start, start + together)):
-                formed = {name: mixing.each(f"{prefix}{name}", value) for name, value in own.items()}
+                formed = {key: mixing.each(f"{prefix}{key}", value) for key, value in own.items()}
             for row in range(start, min(start + together, batch)):
-                weights = {name: value[row - start] for name, value in formed.items() if value is not None}
+                weights = {key: value[row - start] for key, value in formed.items() if value is not None}
+                its_args = tuple(of(row, position, value) for position, value in enumerate(args))
+                its_kwargs = {key: of(row, key, value) for key, value in kwargs.items()}
                 with mixing.only(slice(row, row + 1)):
-                    its_args = tuple(of(row, value) for value in args)
-                    its_kwargs = {name: of(row, value) for name, value in kwargs.items()}
                     outputs.append(functional_call(module, weights, its_args, its_kwargs))
     return _joined(outputs)
 
@@ -411,10 +431,6 @@ def _above(name: str) -> list[str]:
     """Names of the modules that hold one, but the network itself."""
     steps = name.split(".")
     return [".".join(steps[:count]) for count in range(1, len(steps))]
-
-
-def _first_size(values: list[Any]) -> int:
-    return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
 
 
 _ByKind = Callable[[Any, str, Tensor, Mixing], Tensor]

@@ -1,22 +1,25 @@
 """Engines that run each sample of a batch with its own merging coefficients: exact all of them, chosen by size.
 
 ``merging``: one merged model for each different λ, whatever the network. ``mixing``: no merged model at all, see
-``mixing.py``; its first batch is compared with a merged model before it is believed. ``vmap``: some merged models at
-once, for networks whose layers mixing does not know.
+``mixing.py``; before it is believed it is compared with merged models, on made-up coefficients that are far apart and
+a batch as long as no other axis, so that samples which take each other's place are noticed. ``vmap``: some merged
+models at once, for networks whose layers mixing does not know.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.low_rank import Vectors
-from taskatlas.merge.mixing import Mixing, constant_modules, mixable, mixed
+from taskatlas.merge.mixing import Argument, Mixing, mixable, mixed, shared_arguments
 from taskatlas.merge.task_network import TaskNetwork
 from taskatlas.merge.unlabelled import batch_length
 from taskatlas.probe import quiet
@@ -24,7 +27,8 @@ from taskatlas.probe import quiet
 Engine = Literal["auto", "mixing", "vmap", "merging"]
 
 _FEW_MODELS = 2  # up to here merging is as fast as anything
-_TRUSTED = 1e-3  # relative difference of logits below which mixing computes what a merged model does (float32 rounding)
+_TRUSTED = 1e-4  # relative difference of logits below which mixing computes what a merged model does (float32 rounding)
+_DIFFERENT = 3  # made-up coefficients on which that is seen
 _ENTRIES_AT_ONCE = 2**26  # of merged models that vmap holds: 256 MB in float32
 
 
@@ -55,7 +59,7 @@ class PerSample:
     vectors: Vectors
     engine: Engine = "auto"
     chosen: str = ""
-    _constant: frozenset[str] | None = field(default=None, repr=False)
+    _shared: Mapping[str, frozenset[Argument]] | None = field(default=None, repr=False)
     _refused: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -71,19 +75,30 @@ class PerSample:
             BadInput: the network cannot take the batch, or the engine asked for cannot run it.
         """
         coefficients = coefficients.detach().to(self.vectors.base)
-        if len(coefficients) != batch_length(inputs):
-            raise BadInput(f"there are {len(coefficients)} coefficients for {batch_length(inputs)} samples.")
+        _check_count(inputs, coefficients)
         with quiet(self.network.network):
             if self.engine == "merging":
                 return self._by_merging(inputs, coefficients)
             if self.engine == "vmap":
                 return self._by_vmap(inputs, coefficients)
             if self.engine == "mixing":
-                self._check_mixing(inputs, coefficients)
-                if "mixing" in self._refused:
-                    raise BadInput(f"samples cannot be mixed: {self._refused['mixing']}. Choose engine='auto'.")
-                return self._by_mixing(inputs, coefficients)
+                with self.mixing(inputs, coefficients):
+                    return self.network.logits(inputs, self._base_tensors)
             return self._by_what_is_best(inputs, coefficients)
+
+    @contextmanager
+    def mixing(self, inputs: Mapping[str, Any], coefficients: Float[Tensor, "batch N *T"]) -> Iterator[None]:
+        """While it lasts, the network computes each sample of this batch with its own coefficients.
+
+        Raises:
+            BadInput: another number of coefficients than of samples, or samples that cannot be mixed.
+        """
+        _check_count(inputs, coefficients)
+        self._check_mixing(inputs)
+        if "mixing" in self._refused:
+            raise BadInput(f"samples cannot be mixed: {self._refused['mixing']}. Choose engine='auto'.")
+        with mixed(self.network.network, Mixing(self.vectors, coefficients, self._shared or {})):
+            yield
 
     def _by_what_is_best(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
         different = len(torch.unique(coefficients, dim=0))
@@ -92,10 +107,11 @@ class PerSample:
         if different <= _FEW_MODELS or apart:
             self.chosen = f"merging: {found}" + ("; task vectors and network on different devices" if apart else "")
             return self._by_merging(inputs, coefficients)
-        self._check_mixing(inputs, coefficients)
+        self._check_mixing(inputs)
         if "mixing" not in self._refused:
             self.chosen = f"mixing: {found}, all layers can be mixed"
-            return self._by_mixing(inputs, coefficients)
+            with self.mixing(inputs, coefficients):
+                return self.network.logits(inputs, self._base_tensors)
         if "vmap" not in self._refused and 2 * self.vectors.base.numel() <= _ENTRIES_AT_ONCE:
             try:
                 logits = self._by_vmap(inputs, coefficients)
@@ -120,11 +136,6 @@ class PerSample:
         assert logits is not None  # there is a sample
         return logits
 
-    def _by_mixing(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
-        mixing = Mixing(self.vectors, coefficients, self._constant or frozenset())
-        with mixed(self.network.network, mixing):
-            return self.network.logits(inputs, self._base_tensors)
-
     def _by_vmap(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
         """Merged models and samples side by side; every sample is a batch of one."""
         chunk = max(1, _ENTRIES_AT_ONCE // self.vectors.base.numel())
@@ -146,26 +157,28 @@ class PerSample:
             found.append(vmap(one)(_all_names(self.vectors, stacked), samples))
         return torch.cat(found)
 
-    def _check_mixing(self, inputs: Mapping[str, Any], coefficients: Tensor) -> None:
-        """Once for each network: which modules samples pass, and whether mixing gives what merging does."""
-        if self._constant is not None or "mixing" in self._refused:
+    def _check_mixing(self, inputs: Mapping[str, Any]) -> None:
+        """Once for each network: what modules are given for each sample, and whether mixing gives what merging does."""
+        if self._shared is not None or "mixing" in self._refused:
             return
-        count, module = len(coefficients), self.network.network
-        other = int((coefficients != coefficients[0]).flatten(1).any(1).int().argmax())  # or 0, where all are equal
-        rows = torch.tensor([0, other], device=coefficients.device)
+        given, module = batch_length(inputs), self.network.network
+
+        def some(copies: int) -> dict[str, Any]:
+            return _taken(inputs, torch.arange(copies, device=self.network.device) % given, given)
+
+        wanted = _made_up(self.vectors, _unlike_any_axis(module, inputs))
+        batch = some(len(wanted))
         try:
-            self._constant = constant_modules(
-                module,
-                self.vectors,
-                lambda copies: self.network.logits(_taken(inputs, rows[:1].repeat(copies), count), self._base_tensors),
+            self._shared = shared_arguments(
+                module, self.vectors, lambda copies: self.network.logits(some(copies), self._base_tensors)
             )
-            mixing = Mixing(self.vectors, coefficients[rows], self._constant)
+            mixing = Mixing(self.vectors, wanted, self._shared)
             with mixed(module, mixing):
-                found = self.network.logits(_taken(inputs, rows, count), self._base_tensors)
+                found = self.network.logits(batch, self._base_tensors)
         except BadInput as error:
             self._refused["mixing"] = str(error).rstrip(".")
             return
-        expected = self._by_merging(_taken(inputs, rows, count), coefficients[rows])
+        expected = self._by_merging(batch, wanted)
         apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
         if not apart <= _TRUSTED:
             unused = sorted(set(mixable(module, self.vectors)) - mixing.called)
@@ -175,6 +188,26 @@ class PerSample:
     @property
     def _base_tensors(self) -> dict[str, Tensor]:
         return _all_names(self.vectors, self.vectors.views(self.vectors.base))
+
+
+def _check_count(inputs: Mapping[str, Any], coefficients: Tensor) -> None:
+    if len(coefficients) != batch_length(inputs):
+        raise BadInput(f"there are {len(coefficients)} coefficients for {batch_length(inputs)} samples.")
+
+
+def _made_up(vectors: Vectors, count: int) -> Float[Tensor, "count N T"]:
+    """Coefficients of so many samples, the first few unlike any other: they say which sample is which."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(_DIFFERENT, len(vectors.names), len(vectors.places), generator=generator)
+    return drawn[torch.arange(count).clamp(max=_DIFFERENT - 1)].to(vectors.base)
+
+
+def _unlike_any_axis(network: nn.Module, inputs: Mapping[str, Any]) -> int:
+    """A batch size that divides no axis of a sample or of a weight, so that no axis passes for that of the samples."""
+    samples = [value.shape[1:] for value in inputs.values() if isinstance(value, Tensor)]
+    weights = [value.shape for value in (*network.parameters(), *network.buffers())]
+    axes = {size for shape in (*samples, *weights) for size in shape if size}
+    return next(size for size in count(_DIFFERENT) if all(axis % size for axis in axes))
 
 
 def _all_names(vectors: Vectors, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

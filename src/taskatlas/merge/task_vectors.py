@@ -9,7 +9,7 @@ so coefficients are learned without a graph of the merge: merge, go backward thr
 coefficients (N, T) have one number for every expert and tensor, and the same two formulas tensor by tensor.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -28,6 +28,7 @@ from taskatlas.zoo.builders import some
 
 Level = Literal["task", "layer"]
 
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose first axis are outputs
 _PIECE = 2**20  # elements of a product that is summed in the matrix's precision; the pieces' sums are float64
 
 
@@ -91,7 +92,7 @@ class TaskVectors:
             device: where they lie.
 
         Raises:
-            BadInput: an expert lacks a tensor of the base or has it in another shape (all are listed), holds NaN or
+            BadInput: an expert lacks a tensor of the base or has it in another shape (they are listed), holds NaN or
                 infinite numbers, or all experts equal the base.
         """
         if not experts:
@@ -149,6 +150,11 @@ class TaskVectors:
         """Where an expert left a tensor as it was: a coefficient there changes nothing."""
         columns = [~self.deltas[:, place].any(1) for place in self.places.values()]
         return torch.stack(columns, 1)
+
+    def of_experts(self) -> Iterator[Mapping[str, Tensor]]:
+        """Of each expert, and then of each one's own, the tensors that say what it is."""
+        yield from ({name: row} for name, row in zip(self.names, self.deltas, strict=True))
+        yield from self.own.values()
 
     def merged(self, coefficients: Float[Tensor, "N *T"], out: Tensor | None = None) -> Float[Tensor, " D"]:
         """θ₀ + λτ: task-wise λ (N,), or layer-wise λ (N, T).
@@ -234,6 +240,33 @@ def differing(base: Model, experts: Mapping[str, Model]) -> tuple[str, ...]:
     return tuple(sorted(name for name, seen in shapes.items() if len(seen) > 1))
 
 
+def differing_heads(base: Model, experts: Mapping[str, Model], own: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of tensors by which models differ in a layer's number of outputs alone: heads for other classes.
+
+    None where any other tensor differs in shape: then the networks are of another width, and no tensor is a head.
+
+    Args:
+        base: one of them has to be a module, which says what is a layer.
+        experts: by name.
+        own: patterns of tensors that are known to be each expert's own.
+
+    Example:
+        >>> differing_heads(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)),
+        ...                 {"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 4))})
+        ('1.bias', '1.weight')
+    """
+    models = {"the base": base, **experts}
+    tensors = {who: _tensors_of(model, who) for who, model in models.items()}
+    layers = [dict(model.named_modules()) for model in models.values() if isinstance(model, nn.Module)]
+    found = tuple(name for name in differing(base, experts) if name in tensors["the base"] and not _matches(name, own))
+    for name in found:
+        inputs = {its[name].shape[1:] for its in tensors.values() if name in its}
+        layer = next((its[name.rpartition(".")[0]] for its in layers if name.rpartition(".")[0] in its), None)
+        if len(inputs) > 1 or not isinstance(layer, _LAYERS):
+            return ()
+    return found
+
+
 def _tensors_of(model: Model, who: str) -> dict[str, Tensor]:
     """A module's tensors where they are: copies from a GPU would not show which share memory."""
     if isinstance(model, nn.Module):
@@ -296,21 +329,23 @@ def _check_fit(
     ties: Mapping[str, str],
     experts: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    problems = []
+    problems, which = [], []
     for expert, its in experts.items():
         found = {name: _under(name, its, ties) for name in names}
         missing = [name for name, value in found.items() if value is None]
+        unlike = [name for name, value in found.items() if value is not None and value.shape != tensors[name].shape]
         misshaped = [
-            f"{name} is {tuple(value.shape)} there and {tuple(tensors[name].shape)} in the base"
-            for name, value in found.items()
-            if value is not None and value.shape != tensors[name].shape
+            f"{name} is {tuple(_looked_up(name, its, ties).shape)} there and {tuple(tensors[name].shape)} in the base"
+            for name in unlike
         ]
+        which += [*missing, *unlike]
         problems += [f"{expert} lacks {some(missing)}"] if missing else []
         problems += [f"of {expert}, {some(misshaped)}"] if misshaped else []
     if problems:
+        patterns = list(dict.fromkeys(f"{name.rpartition('.')[0]}.*" if "." in name else name for name in which))
         raise BadInput(
             f"the experts do not fit the base: {'; '.join(problems)}. "
-            "If these belong to each expert alone, name them: own=['head.*']."
+            f"If these belong to each expert alone, name them: own={patterns}."
         )
 
 

@@ -6,7 +6,7 @@
     checkpoints:
       resnet20:
         weights: resnet20.safetensors  # relative to this file, or a hub id
-        arguments: {depth: 20}
+        arguments: {depth: 20}         # text that starts with ./ is a path relative to this file
         task: cifar10
       roberta:
         weights: FacebookAI/roberta-base
@@ -28,6 +28,7 @@ from taskatlas.zoo.checkpoint import TRANSFORMERS, Checkpoint, is_hub_id
 from taskatlas.zoo.yaml_file import read_yaml
 
 MANIFEST = "zoo.yaml"
+_HERE = "./"  # starts an argument that is a path seen from the manifest
 
 
 class _Entry(BaseModel):
@@ -67,7 +68,7 @@ def read_manifest(file: Path) -> list[Checkpoint]:
 
 
 def write_manifest(file: Path, checkpoints: Iterable[Checkpoint]) -> None:
-    """Writes a ``zoo.yaml``; paths under its folder are relative to it, others absolute.
+    """Writes a ``zoo.yaml``; paths under its folder are relative to it, others absolute. So are arguments: a ``Path``.
 
     Raises:
         BadInput: a builder cannot be named for another process, an argument is no plain value, or the file cannot be
@@ -102,7 +103,8 @@ def _first_problem(error: ValidationError) -> str:
 def _checkpoint(file: Path, name: str, entry: _Entry, builder: str | None) -> Checkpoint:
     weights = _location(file.parent, entry.weights, builder)
     try:
-        checkpoint = Checkpoint(name, weights, _builder_from(file.parent, builder), entry.arguments, entry.task)
+        arguments = {key: _argument_from(file.parent, value) for key, value in entry.arguments.items()}
+        checkpoint = Checkpoint(name, weights, _builder_from(file.parent, builder), arguments, entry.task)
     except BadInput as error:
         raise BadInput(f"{file}: checkpoints: {error}") from error
     if isinstance(checkpoint.weights, Path) and not checkpoint.weights.exists():
@@ -127,12 +129,23 @@ def _builder_from(folder: Path, builder: str | None) -> str | None:
     return f"{(folder / where).resolve()}:{name}" if where.endswith(".py") else builder
 
 
+def _argument_from(folder: Path, value: Any) -> Any:
+    return str((folder / value).resolve()) if isinstance(value, str) and value.startswith(_HERE) else value
+
+
+def _argument_field(value: Any, folder: Path) -> Any:
+    if not isinstance(value, Path):
+        return value
+    place = value.resolve()
+    return f"{_HERE}{_from_folder(place, folder)}" if place.is_relative_to(folder) else str(place)
+
+
 def _fields(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     weights = checkpoint.weights
     fields = {
         "weights": _from_folder(weights.resolve(), folder) if isinstance(weights, Path) else weights,
         "builder": None if checkpoint.builder is None else _builder_field(builder_name(checkpoint.builder), folder),
-        "arguments": dict(checkpoint.arguments) or None,
+        "arguments": {key: _argument_field(value, folder) for key, value in checkpoint.arguments.items()} or None,
         "task": checkpoint.task,
     }
     return {key: value for key, value in fields.items() if value is not None}
