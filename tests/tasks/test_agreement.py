@@ -22,7 +22,7 @@ from taskatlas.tasks import (
     human_tasks,
     random_tasks,
 )
-from taskatlas.tasks import agreement as module
+from taskatlas.tasks import jobs as module
 from taskatlas.tasks.agreement import load_agreements, mean_interval, pair_agreement, save_agreements
 from taskatlas.tasks.samples import hold_out
 
@@ -121,6 +121,51 @@ def test_networks_with_batch_statistics_train_in_turn(blobs):
     data = blobs(160)
     found = agreement_score(human_tasks(data, 1)[0], normed, data, training=QUICK, seeds=1, nulls=0)
     assert found.agreement > 0.8
+
+
+def test_a_network_with_batch_statistics_sees_its_own_half(blobs):
+    seen = {}
+
+    def normed(classes):
+        network = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, classes))
+        network.register_forward_pre_hook(
+            lambda module, x: seen.setdefault(id(module), []).append(x[0].clone()) if module.training else None
+        )
+        return network
+
+    settings = {"training": QUICK, "seeds": 1, "nulls": 0, "differ": ("half",)}
+    agreement_score(human_tasks(blobs(160), 1)[0], normed, blobs(160), **settings)
+    one, other = ({tuple(row) for batch in batches for row in batch.tolist()} for batches in seen.values())
+    assert (len(one), len(other), len(one & other)) == (64, 64, 0)
+
+
+def test_networks_that_cannot_be_stacked_train_in_turn(blobs):
+    class Branching(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, classes)
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.second(h.relu() if h.mean() > -100 else h)
+
+    data = blobs(160)
+    found = agreement_score(human_tasks(data, 1)[0], Branching, data, training=QUICK, seeds=1, nulls=0)
+    assert found.agreement > 0.8
+
+
+def test_a_function_that_cannot_be_sent_to_a_process_is_told(blobs, tmp_path):
+    data = blobs(160)
+    with pytest.raises(BadInput, match=r"cannot be sent to another process.*threads:N"):
+        agreement_score(
+            human_tasks(data, 1)[0],
+            lambda classes: mlp(6, (4,), classes),
+            data,
+            training=QUICK,
+            seeds=1,
+            nulls=0,
+            engine="processes:1",
+        )
 
 
 def test_texts_and_images_and_three_classes():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
+from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.learn import mlp
@@ -22,6 +23,7 @@ from taskatlas.tasks import (
     controls,
     group_target,
     human_tasks,
+    jobs,
     measure_splits,
     random_tasks,
     rank_splits,
@@ -30,6 +32,7 @@ from taskatlas.tasks import (
     untrained_split,
 )
 from taskatlas.tasks.damage import load_damage, save_damage
+from taskatlas.tasks.samples import as_numbers
 from taskatlas.tasks.split import RESERVED, TEST, TRAIN, UNUSED, as_task
 
 QUICK = Training(epochs=15, batch_size=16, learning_rate=0.01)
@@ -325,6 +328,59 @@ def test_measuring_depends_on_neither_order_nor_engine(tmp_path):
     first = measure_splits([split], small, data, seeds=1, training=QUICK)
     moved = data.take(np.random.default_rng(0).permutation(120))
     assert measure_splits([split], small, moved, seeds=1, training=QUICK, engine="threads:2") == first
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_network_with_batch_statistics_sees_nothing_but_the_train_part(running):
+    def normed(classes):
+        norm = nn.BatchNorm1d(16, track_running_stats=running)
+        return nn.Sequential(nn.Linear(4, 16), norm, nn.ReLU(), nn.Linear(16, classes))
+
+    data, target, loud = shortcut(120)
+    split = adversarial_split(target, loud, reserve=0.2)
+    seen = []
+
+    def watched(classes):
+        network = normed(classes)
+        network.register_forward_pre_hook(lambda module, x: seen.append(x[0].clone()) if module.training else None)
+        return network
+
+    measure_splits([split], watched, data, seeds=1, training=QUICK)
+    shown = {tuple(row) for batch in seen for row in batch.tolist()}
+    x = as_numbers(data)
+    assert shown == {tuple(x.inputs[row].tolist()) for row in split.rows_of(x.ids)}
+
+
+def test_the_last_sample_of_an_order_goes_with_the_batch_before():
+    def normed(classes):
+        return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Linear(16, classes))
+
+    data, target, loud = shortcut(120)
+    split = adversarial_split(target, loud)
+    alone = Training(epochs=2, batch_size=len(split.train) - 1)
+    assert 0 <= measure_splits([split], normed, data, seeds=1, training=alone)[0].accuracy <= 1
+    with pytest.raises(BadInput, match="one sample a step"):
+        measure_splits([split], normed, data, seeds=1, training=Training(epochs=2, batch_size=1))
+
+
+def test_batches_are_as_large_as_the_training_says_whatever_the_share(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(jobs, "train", lambda *_, batch_size, **__: sizes.append(batch_size))
+    data, target, _ = shortcut(120)
+    for train in (24, 40, 60, 102):
+        parts = np.where(np.arange(120) < train, TRAIN, TEST)
+        measure_splits([Split(f"{train}", data.ids, parts, target.labels)], small, data, seeds=1, training=QUICK)
+    assert sizes == [5 * 16, 3 * 16, 2 * 16, 16]
+
+
+def test_fewer_training_samples_than_a_batch_are_refused():
+    data, target, loud = shortcut(120)
+    split = adversarial_split(target, loud)
+    with pytest.raises(BadInput, match=f"has {len(split.train)} training samples, fewer than a batch of 128"):
+        measure_splits([split], small, data)
+    for splits, seeds in (([], 1), ([split], 0)):
+        with pytest.raises(BadInput, match="at least 1 of each"):
+            measure_splits(splits, small, data, seeds=seeds)
 
 
 def test_damage_comes_back_from_its_file(tmp_path):
