@@ -22,6 +22,7 @@ from taskatlas.tasks import (
     human_tasks,
     random_tasks,
 )
+from taskatlas.tasks import agreement as score_module
 from taskatlas.tasks import jobs as module
 from taskatlas.tasks.agreement import load_agreements, mean_interval, pair_agreement, save_agreements
 from taskatlas.tasks.samples import hold_out
@@ -64,6 +65,22 @@ def test_neither_the_order_of_the_data_nor_the_company_nor_the_engine_matters(bl
     assert [one.digest for one in threaded] == [one.digest for one in first]
     alone = scores(tasks[1:2], data, nulls=0, store=Store(tmp_path / "d"))[0]
     np.testing.assert_allclose(alone.values, first[1].values, atol=1 / first[1].held_out)
+
+
+@pytest.mark.parametrize("rates", [(0.84, 0.16), (0.57, 0.43), (0.7, 0.2, 0.1)])
+def test_nulls_have_the_rates_of_their_task(blobs, monkeypatch, rates):
+    """Random labels have no lift over random labels: there would be one if theirs were more even."""
+    data = blobs(400)
+    made = []
+    keep = score_module._null_tasks
+    monkeypatch.setattr(score_module, "_null_tasks", lambda *a, **k: made.append(keep(*a, **k)) or made[-1])
+    task = random_tasks(data, 1, rates=rates)[0]
+    found = scores([task, task.complement()], data, training=Training(epochs=1, batch_size=32), seeds=1)
+    assert len(made) == 1
+    assert found[0].nulls == found[1].nulls
+    for family in made[0].values():
+        for null in family:
+            np.testing.assert_allclose(null.class_rates, task.class_rates, atol=0.0026)
 
 
 def test_a_task_and_its_complement_score_alike(blobs):

@@ -129,7 +129,20 @@ def test_controls_are_as_large_and_mean_nothing():
         both = (one.parts < RESERVED) & (one.parts == split.parts)
         assert 0.4 < both.sum() / (split.parts < RESERVED).sum() < 0.6
         assert one.how["of"] == split.name
-    assert abs(len(made["random task"].train) - len(split.train)) < 60
+    assert not np.array_equal(made["random task"].parts, plain.parts)
+
+
+def test_a_random_task_makes_parts_of_the_splits_own_sizes():
+    ids = tuple(f"{i:03}" for i in range(200))
+    target = Task("t", (np.arange(200) % 4 == 0).astype(int), ids)
+    easy = Task("e", np.where(np.arange(200) % 20 == 1, 1, target.labels), ids)  # nearly the target
+    split = adversarial_split(target, easy, reserve=0.1)
+    drawn = controls(target, split)["random task"]
+    for part in (TRAIN, TEST):
+        counts = [np.bincount(target.labels[one.parts == part], minlength=2).tolist() for one in (drawn, split)]
+        assert counts[0] == counts[1]
+    assert len(split.test) < 15
+    assert (drawn.parts == TEST)[split.test].mean() < 0.5
 
 
 # As other libraries take them

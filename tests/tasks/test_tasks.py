@@ -69,6 +69,9 @@ def test_nearly_constant_tasks_are_refused_where_rates_count():
     with pytest.raises(BadInput, match=r"nearly constant: class 1 has 3\.0 %"):
         check_class_rates(rare)
     check_class_rates(rare, 0.03)
+    check_class_rates(task(np.arange(90) % 30))
+    with pytest.raises(BadInput, match=r"the least is 1\.67 %"):
+        check_class_rates(task([*range(30), *[0] * 90]))
     with pytest.raises(BadInput, match="cannot be kept by 2 classes"):
         check_class_rates(rare, 0.6)
 
@@ -144,6 +147,22 @@ def test_untrained_tasks_are_halves_that_follow_the_samples(blobs):
     assert untrained_tasks("mlp", data.take(order), 1)[0].digest == one.digest
     assert untrained_tasks("mlp", data, 1, rates=[0.8, 0.2])[0].class_rates.tolist() == [0.8, 0.2]
     assert untrained_tasks("mlp", data, 1, classes=3)[0].classes == 3
+    three = untrained_tasks("mlp", data, 1, classes=3, rates=[0.7, 0.2, 0.1])[0]
+    assert np.bincount(three.labels).tolist() == [70, 20, 10]
+    again = untrained_tasks("mlp", data.take(order), 1, classes=3, rates=[0.7, 0.2, 0.1])[0]
+    assert again.digest == three.digest
+
+
+def test_classes_with_rates_take_where_they_lead():
+    logits = np.random.default_rng(0).standard_normal((60, 3))
+    free = task_of_logits("t", logits, tuple(f"{i:02}" for i in range(60)))
+    own = np.bincount(free.labels) / 60
+    held = task_of_logits("t", logits, free.ids, rates=own.tolist())
+    assert np.bincount(held.labels).tolist() == np.bincount(free.labels).tolist()
+    assert similarity(held, free) > 0.85
+    scaled = (logits - logits.mean(0)) / logits.std(0)
+    rank = np.sort(scaled, axis=1)
+    np.testing.assert_allclose(free.certainty, rank[:, 2] - rank[:, 1], rtol=1e-5)
 
 
 def test_certainty_is_least_at_the_border():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from taskatlas.errors import BadInput
 from taskatlas.probe import Probe
@@ -17,7 +17,7 @@ from taskatlas.tasks.jobs import seed_of
 from taskatlas.tasks.samples import Learner, canonical
 from taskatlas.tasks.split import RESERVED, TEST, TRAIN, UNUSED, Split
 from taskatlas.tasks.task import Task
-from taskatlas.tasks.task_sets import class_group_task, random_tasks, untrained_tasks
+from taskatlas.tasks.task_sets import class_group_task, untrained_tasks
 
 Polarity = Literal["as given", "complement"]
 Balance = Literal["none", "classes"]
@@ -158,36 +158,35 @@ def group_target(data: Probe, group: Sequence[int | str] | None = None, *, seed:
 def controls(target: Task, split: Split, *, seed: int = 0) -> dict[str, Split]:
     """Splits that an adversarial one is compared with.
 
-    ``random task``: the same rule with a task of random labels, of the same rates; ``random split``: parts as large as
-    the split's, drawn at random. Both leave the reserved samples where they are.
+    ``random task``: the same rule with a task of random labels that agrees with the target as often in each of its
+    classes, so that the parts are as large as the split's and have its shares of the classes; ``random split``: parts
+    as large as the split's, drawn at random. Both leave the reserved samples where they are.
 
     Raises:
         BadInput: the target is of other samples.
     """
     labels = target.on(split.ids)
-    used = split.parts < RESERVED
-    easy = np.where((split.parts == TRAIN) == (labels == 1), 1, 0)[used]  # the task that made the split
-    few = Probe.from_arrays(np.zeros((int(used.sum()), 1)), ids=[split.ids[row] for row in np.flatnonzero(used)])
-    rates = [float((easy == 0).mean()), float((easy == 1).mean())]
     own = seed_of(seed, "control", split.name)
-    drawn = random_tasks(few, 1, rates=rates, seed=own)[0].labels if min(rates) > 0 else easy
-    parts = split.parts.copy()
-    parts[used] = np.where(drawn == labels[used], TRAIN, TEST)
     how = {"made": "control", "of": split.name, "of_digest": split.digest, "seed": seed}
-    made = {"random task": parts, "random split": _drawn_again(split, own)}
+    made = {
+        "random task": _drawn_again(split, [labels == label for label in np.unique(labels)], own),
+        "random split": _drawn_again(split, [np.ones(len(split), dtype=np.bool_)], own),
+    }
     return {
         name: Split(f"{split.name}, {name}", split.ids, those, split.target, how | {"control": name})
         for name, those in made.items()
     }
 
 
-def _drawn_again(split: Split, seed: int) -> Int64[np.ndarray, " n"]:
-    """Train and test as large as they are, drawn anew by id."""
-    parts = split.parts.copy()
-    used = canonical(np.flatnonzero(parts < RESERVED), split.ids)
-    drawn = used[np.random.default_rng([_RANDOM, seed]).permutation(len(used))]
-    parts[drawn[: len(split.train)]] = TRAIN
-    parts[drawn[len(split.train) :]] = TEST
+def _drawn_again(split: Split, groups: Sequence[Bool[np.ndarray, " n"]], seed: int) -> Int64[np.ndarray, " n"]:
+    """As many of each group of samples for training and testing as there are, drawn anew by id."""
+    parts, random = split.parts.copy(), np.random.default_rng([_RANDOM, seed])
+    for group in groups:
+        used = canonical(np.flatnonzero(group & (split.parts < RESERVED)), split.ids)
+        count = int((split.parts[used] == TRAIN).sum())
+        drawn = used[random.permutation(len(used))]
+        parts[drawn[:count]] = TRAIN
+        parts[drawn[count:]] = TEST
     return parts
 
 

@@ -23,12 +23,12 @@ from taskatlas.probe.forward import chosen_device
 from taskatlas.store import Store, atomic_write, digest
 from taskatlas.tasks.jobs import fit_learners, identified, in_blocks, seed_of
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network, hold_out
-from taskatlas.tasks.task import LEAST, Task, check_class_rates
+from taskatlas.tasks.task import Task, check_class_rates
 from taskatlas.tasks.task_sets import random_tasks, untrained_tasks
 
 Differ = Literal["initialisation", "order", "half"]
 
-_RATE = 0.1  # class rates are rounded to this before nulls are made for them
+_RATE = 0.005  # class rates are rounded to this before nulls are made for them: tasks that differ less share theirs
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def agreement_scores(
     differ: Sequence[Differ] = ("initialisation", "order"),
     training: Training | None = None,
     nulls: int = 2,
-    least: float = LEAST,
+    least: float | None = None,
     size: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -191,8 +191,9 @@ def agreement_scores(
             samples that they see (a part, for more than two).
         training: how they are trained.
         nulls: how many tasks of random labels, and of untrained networks, are scored beside, with the class rates of
-            the tasks (to a tenth); 0 for none.
-        least: the least share of a class; tasks that are more uneven are refused, for they agree by themselves.
+            the tasks (to half a hundredth); 0 for none.
+        least: the least share of a class; tasks that are more uneven are refused, for they agree by themselves. None:
+            as ``check_class_rates``.
         size: to what side images are brought.
         seed: of everything random.
         device: cpu, cuda or auto.
@@ -435,7 +436,7 @@ def _null(values: Float[np.ndarray, " values"]) -> Null:
 
 
 def _rounded_rates(task: Task) -> tuple[float, ...]:
-    """Class rates in steps of a tenth, the larger first; what a task and its complement have in common."""
+    """Class rates in steps of half a hundredth, the larger first; what a task and its complement have in common."""
     rates = np.maximum(np.round(np.sort(task.class_rates)[::-1] / _RATE) * _RATE, _RATE / 2)
     return tuple(np.round(rates / rates.sum(), 6).tolist())
 
