@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from torch import nn
@@ -29,8 +30,10 @@ from taskatlas.tasks import (
     rank_splits,
     read_class_groups,
     read_published_splits,
+    task_sets,
     untrained_split,
 )
+from taskatlas.tasks.adversarial import adversarial_splits
 from taskatlas.tasks.damage import load_damage, save_damage
 from taskatlas.tasks.samples import as_numbers
 from taskatlas.tasks.split import RESERVED, TEST, TRAIN, UNUSED, as_task
@@ -86,6 +89,10 @@ def test_balance_and_share_leave_samples_out():
     split = adversarial_split(target, easy, train_share=0.8)
     assert len(split.train) / (len(split.train) + len(split.test)) == pytest.approx(0.8, abs=0.05)
     assert (split.parts == UNUSED).any()
+    both = adversarial_split(target, easy, balance="classes", train_share=0.8)
+    for rows in (both.train, both.test):
+        assert np.bincount(target.labels[rows]).tolist() == [len(rows) // 2] * 2
+    assert len(both.train) / (len(both.train) + len(both.test)) == pytest.approx(0.8, abs=0.1)
 
 
 def test_a_split_of_many_classes_learns_the_classes():
@@ -105,6 +112,31 @@ def test_an_untrained_network_halves_every_class(blobs):
     moved = data.take(order)
     again = untrained_split(group_target(moved), small, moved, labels=Task.of_probe("classes", moved))
     assert again.digest == split.digest
+
+
+def test_what_is_reserved_leaves_the_halves_even(blobs):
+    data = blobs(200)
+    classes = Task.of_probe("classes", data)
+    split = untrained_split(group_target(data), small, data, labels=classes, reserve=0.3)
+    assert len(split.reserved) == 60
+    counts = [np.bincount(data.labels[rows], minlength=4) for rows in (split.train, split.test)]
+    assert np.abs(counts[0] - counts[1]).max() <= 1
+
+
+def test_untrained_networks_look_at_a_batch_at_a_time(blobs, monkeypatch):
+    sizes = []
+
+    def watched(classes):
+        network = mlp(6, (16,), classes)
+        network.register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
+        return network
+
+    whole = untrained_split(group_target(blobs(160)), watched, blobs(160))
+    assert max(sizes) == 160
+    sizes.clear()
+    monkeypatch.setattr(task_sets, "_NUMBERS", 6 * 32)
+    assert untrained_split(group_target(blobs(160)), watched, blobs(160)).digest == whole.digest
+    assert max(sizes) == 32
 
 
 def test_targets_are_groups_of_classes(blobs):
@@ -156,6 +188,9 @@ def test_scikit_learn_takes_a_split(blobs):
     assert scores.tolist() == [expected.score(data.inputs[split.test], split.target[split.test])]
     with pytest.raises(BadInput, match="X has 3"):
         next(split.split(np.zeros((3, 1))))
+    sparse = csr_matrix(np.asarray(data.inputs))
+    assert cross_val_score(LogisticRegression(), sparse, split.target, cv=split).tolist() == scores.tolist()
+    assert next(split.split(list(range(80))))[0].tolist() == split.train.tolist()
 
 
 def test_torch_takes_a_split():
@@ -249,9 +284,22 @@ def test_published_index_pairs_are_read(tmp_path):
     assert read_published_splits(tmp_path / "splits.json", target)["x"].train.tolist() == [1]
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32])
+def test_published_numpy_indices_are_read(tmp_path, kind):
+    pair = np.array([0, 1], dtype=kind), np.array([2], dtype=kind)
+    torch.save({"a": pair, "b": {"train": pair[0], "test": pair[1]}}, tmp_path / "splits.torch")
+    found = read_published_splits(tmp_path / "splits.torch", two_tasks(10)[0])
+    assert [found[name].train.tolist() for name in "ab"] == [[0, 1]] * 2
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("code ran",))
+
+
+def evil_array(path):
+    with path.open("wb") as file:
+        pickle.dump({"a": (np.array([Evil()], dtype=object), np.array([0]))}, file, protocol=2)
 
 
 def evil(path):
@@ -263,6 +311,8 @@ def evil(path):
     ("write", "said"),
     [
         (evil, "cannot be read without running code"),
+        (evil_array, "cannot be read without running code"),
+        (lambda path: torch.save({(0, 1): ([0], [1]), "0-1": ([1], [0])}, path), "two splits called '0-1'"),
         (lambda path: path.write_bytes(b"junk"), "cannot be read"),
         (lambda path: torch.save({"a": 3}, path), "holds no pairs"),
         (lambda path: torch.save({"a": ([0], [99])}, path), "counts to 99"),
@@ -416,6 +466,8 @@ def test_splits_that_cannot_be_are_refused():
         adversarial_split(target, target)
     with pytest.raises(BadInput, match="no train samples: the task and the target agree nowhere"):
         adversarial_split(target, target, polarity="complement")
+    with pytest.raises(BadInput, match=r"no test samples left after a share of 0\.99 was reserved"):
+        adversarial_split(target, Task("near", target.labels ^ (np.arange(60) == 0), target.ids), reserve=0.99)
     three = Task("three", np.arange(60) % 3, target.ids)
     for pair in ((three, easy), (target, three)):
         with pytest.raises(BadInput, match="'three' has 3 classes"):
@@ -460,3 +512,12 @@ def test_no_task_that_splits_is_told(blobs):
     target = group_target(data)
     with pytest.raises(BadInput, match="no task makes a split"):
         rank_splits(target, [target], small, data)
+
+
+def test_a_setting_that_is_wrong_is_not_laid_on_the_tasks():
+    target, easy = two_tasks()
+    with pytest.raises(BadInput, match=r"^a train share of 2 cannot be had"):
+        adversarial_splits(target, [easy], train_share=2.0)
+    made, refused = adversarial_splits(target, [easy, target, Task("three", np.arange(60) % 3, target.ids)])
+    assert [task.name for task, _ in made] == ["easy"]
+    assert ["are the same" in refused[0], "has 3 classes" in refused[1]] == [True, True]

@@ -19,7 +19,7 @@ from taskatlas.learn import IGNORED, new_network, outputs
 from taskatlas.probe import Probe
 from taskatlas.probe.forward import chosen_device
 from taskatlas.store import Store, atomic_write
-from taskatlas.tasks.adversarial import Balance, Polarity, adversarial_split, controls
+from taskatlas.tasks.adversarial import Balance, Polarity, adversarial_splits, controls
 from taskatlas.tasks.agreement import Training, mean_interval
 from taskatlas.tasks.jobs import fit_learners, identified, in_blocks, seed_of
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network
@@ -109,8 +109,7 @@ def rank_splits(
         learner: the network that is to fail; see ``agreement_scores``.
         data: the samples.
         labels: what it learns, where that is not the target (the classes whose groups the target is).
-        polarity: of the tasks; None: the one in which the task agrees with the target more often, so that more samples
-            are for training.
+        polarity: see ``adversarial_splits``.
         balance: see ``adversarial_split``.
         train_share: likewise.
         reserve: share of all samples that no training sees, and on which all networks are compared.
@@ -127,30 +126,18 @@ def rank_splits(
         BadInput: no task makes a split, labels that do not fit the ids, a learner with the wrong outputs.
         WorkFailed: a loss became NaN.
     """
-    splits: list[Split] = []
-    alike: list[float] = []
-    refused: list[str] = []
-    for task in tasks:
-        agreed = float((task.on(target.ids) == target.labels).mean())
-        side: Polarity = polarity or ("as given" if agreed >= 0.5 else "complement")
-        try:
-            splits.append(
-                adversarial_split(
-                    target,
-                    task,
-                    polarity=side,
-                    labels=labels,
-                    balance=balance,
-                    train_share=train_share,
-                    reserve=reserve,
-                    seed=seed,
-                )
-            )
-            alike.append(similarity(target, Task(task.name, task.on(target.ids), target.ids)))
-        except BadInput as error:
-            refused.append(str(error))
-    if not splits:
-        raise BadInput(f"no task makes a split of this target. {refused[0] if refused else 'Give tasks.'}")
+    made, _ = adversarial_splits(
+        target,
+        tasks,
+        polarity=polarity,
+        labels=labels,
+        balance=balance,
+        train_share=train_share,
+        reserve=reserve,
+        seed=seed,
+    )
+    splits = [split for _, split in made]
+    alike = [similarity(target, task.among(target.ids)) for task, _ in made]
     measure = partial(
         measure_splits,
         learner=learner,
@@ -166,9 +153,9 @@ def rank_splits(
     falls = measure(splits)
     order = sorted(range(len(splits)), key=lambda i: (falls[i].accuracy, splits[i].name))
     checked = order[: len(order) if controlled is None else controlled]
-    made = {i: controls(target, splits[i], seed=seed) for i in checked}
-    beside = iter(measure([one for i in checked for one in made[i].values()]) if checked else [])
-    measured = {i: {name: next(beside) for name in made[i]} for i in checked}
+    drawn = {i: controls(target, splits[i], seed=seed) for i in checked}
+    beside = iter(measure([one for i in checked for one in drawn[i].values()]) if checked else [])
+    measured = {i: {name: next(beside) for name in drawn[i]} for i in checked}
     return [
         (
             splits[i],

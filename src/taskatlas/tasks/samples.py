@@ -1,6 +1,6 @@
 """A data set as tensors in memory, and the rows of it that nobody learns from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,17 +63,24 @@ def as_tensor(probe: Probe, network: Network, device: str = "cpu") -> Tensor:
     Raises:
         BadInput: the network's preparation makes other than one tensor of them.
     """
-    parts = []
-    starts = range(0, len(probe), _PREPARED)
+    return torch.cat(list(in_batches(probe, network, _PREPARED))).to(device)
+
+
+def in_batches(probe: Probe, network: Network, size: int) -> Iterator[Tensor]:
+    """Samples as a network takes them, some at a time, in their order.
+
+    Raises:
+        BadInput: the network's preparation makes other than one tensor of them.
+    """
+    starts = range(0, len(probe), size)
     for start in track(starts, "reading samples") if len(starts) > 8 else starts:
-        rows = range(start, min(start + _PREPARED, len(probe)))
+        rows = range(start, min(start + size, len(probe)))
         made = prepare_samples(network.prepare, probe, rows, [probe.inputs[row] for row in rows], who="the learner")
         if not isinstance(made, Tensor):
             raise BadInput(
                 f"the learner's preparation makes a {type(made).__name__} of samples; here it has to be one tensor."
             )
-        parts.append(made)
-    return torch.cat(parts).to(device)
+        yield made
 
 
 def hold_out(ids: Sequence[str], share: float, seed: int) -> tuple[Rows, Rows]:

@@ -9,12 +9,13 @@ from jaxtyping import Float, Int64
 from scipy.stats import special_ortho_group
 
 from taskatlas.errors import BadInput
-from taskatlas.learn import outputs
+from taskatlas.learn import Network, outputs
 from taskatlas.probe import Probe, class_names
-from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network
+from taskatlas.tasks.samples import Learner, as_numbers, fresh_network, in_batches
 from taskatlas.tasks.task import Task
 
 _RANDOM, _EMBEDDING = 72, 73  # what a random generator is for
+_SAMPLES, _NUMBERS = 1024, 2**25  # that an untrained network is shown at once, at most
 
 
 def human_tasks(data: Probe, n: int | None = None, *, size: int | None = None) -> list[Task]:
@@ -110,7 +111,8 @@ def untrained_tasks(
 ) -> list[Task]:
     """Tasks that networks of an architecture compute before they learn anything: what generalises by itself.
 
-    Each output is standardised over the data, and borders are moved to where the rates are as wanted.
+    Samples are read a batch at a time. Each output is standardised over the data, and borders are moved to where the
+    rates are as wanted.
 
     Args:
         learner: how a network is built.
@@ -126,15 +128,25 @@ def untrained_tasks(
         BadInput: the learner does not fit.
     """
     data, ids = as_numbers(data), data.ids
+    seeds = [seed * 1009 + number for number in range(n)]
+    networks = [fresh_network(learner, data, classes, size=size, seed=own) for own in seeds]
+    modules = [network.module.to(device) for network in networks]
+    found = [
+        [outputs(module, x.to(device)).double().cpu().numpy() for module in modules]
+        for x in in_batches(data, networks[0], _batch_size(data, networks[0]))
+    ]
     tasks: list[Task] = []
-    x = None
-    for number in range(n):
-        network = fresh_network(learner, data, classes, size=size, seed=seed * 1009 + number)
-        x = as_tensor(data, network, device) if x is None else x
-        logits = outputs(network.module.to(device), x).double().cpu().numpy()
-        name, note = f"untrained {number}", f"untrained {network.builder}, seed {seed * 1009 + number}"
-        tasks.append(task_of_logits(name, logits, data.ids, rates=rates, note=note).among(ids))
+    for number, logits in enumerate(zip(*found, strict=True)):
+        note = f"untrained {networks[number].builder}, seed {seeds[number]}"
+        task = task_of_logits(f"untrained {number}", np.concatenate(logits), data.ids, rates=rates, note=note)
+        tasks.append(task.among(ids))
     return tasks
+
+
+def _batch_size(data: Probe, network: Network) -> int:
+    """Samples that are looked at together: fewer where they are large."""
+    numbers = next(in_batches(data.take([0]), network, 1)).numel()
+    return max(1, min(_SAMPLES, _NUMBERS // max(numbers, 1)))
 
 
 def task_of_logits(
