@@ -47,14 +47,22 @@ def fitting_threads(x: Tensor) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def identified(network: Network, data: Probe, *others: Any) -> dict[str, str] | None:
-    """Digests of what a job works on; None where the network's source cannot be read and nothing vouches for it."""
-    weights = {name: value.numpy() for name, value in network.module.state_dict().items()}  # a closure may decide them
+def source_of(network: Network) -> str | None:
+    """Digest of a network's builder and how it prepares samples; None where its source cannot be read."""
     try:
-        built = digest(network.digest, repr(network.module), weights)
-        return {"network": built, "data": data.digest, "others": digest(*others)}
+        return network.digest
     except BadInput:
         return None
+
+
+def identified(network: Network, data: Probe, *others: Any) -> dict[str, str] | None:
+    """Digests of what a job works on; None where the network's source cannot be read and nothing vouches for it."""
+    source = source_of(network)
+    if source is None:
+        return None
+    weights = {name: value.numpy() for name, value in network.module.state_dict().items()}  # a closure may decide them
+    built = digest(source, repr(network.module), weights)
+    return {"network": built, "data": data.digest, "others": digest(*others)}
 
 
 def in_blocks(

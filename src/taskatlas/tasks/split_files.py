@@ -39,8 +39,8 @@ def read_split(path: Path) -> Split:
 def read_published_splits(path: Path | str, target: Task) -> dict[str, Split]:
     """Splits that were published as pairs of index arrays, read without running code.
 
-    ``.torch``, ``.pt`` or ``.pth``: a dictionary of names (strings, numbers or tuples) to (train, test) positions, which
-    are lists, tensors or numpy arrays, as a pair or under the names train and test, nested or not; ``.json``: the same.
+    ``.torch``, ``.pt`` or ``.pth``: a dictionary of names (strings, numbers or tuples) to train and test positions, as
+    a pair or under the names train and test, nested or not; lists, tensors or numpy arrays; ``.json``: the same.
 
     Args:
         path: the file.
