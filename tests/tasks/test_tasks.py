@@ -28,6 +28,7 @@ from taskatlas.tasks import (
     write_tasks,
 )
 from taskatlas.tasks.diversity import information_with, pairwise_information, uniformity
+from taskatlas.tasks.samples import as_numbers
 from taskatlas.tasks.task_files import CERTAINTY, TASKS, write_certainty
 from taskatlas.tasks.task_sets import rotated_heads, task_of_logits
 
@@ -270,6 +271,26 @@ def test_attributes_and_words_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "labels", ["1,2,1,2", "0.0,1.0,0.0,1.0", "1e0,2e0,1e0,2e0", "3,9000000000000000,3,9000000000000000"]
+)
+def test_labels_are_counted_from_zero(tmp_path, labels):
+    rows = "".join(f"{i},{label}\n" for i, label in enumerate(labels.split(",")))
+    (tmp_path / "t.csv").write_text("id,a\n" + rows)
+    one = read_tasks(tmp_path / "t.csv")[0]
+    assert (one.labels.tolist(), one.classes) == ([0, 1, 0, 1], 2)
+
+
+def test_small_units_are_no_constants(blobs):
+    data = blobs(60)
+    made = as_numbers(data).inputs
+    for unit in (1e-9, 1e9):
+        scaled = Probe("array", np.asarray(data.inputs) * np.float32(unit), data.ids)
+        np.testing.assert_allclose(as_numbers(scaled).inputs, made, rtol=1e-4, atol=1e-5)
+    flat = np.full((60, 1), 0.1, np.float32) * np.array([[1, 1e8]], np.float32)
+    assert not as_numbers(Probe("array", flat, data.ids)).inputs.any()
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, "cannot be read as a table"),
@@ -277,6 +298,8 @@ def test_attributes_and_words_are_read(tmp_path):
         ("id,a\n", "no rows"),
         ("id,a\n1,0\n1,1\n", "names the sample '1' twice"),
         ("id,a\n1,0\n2,\n", "has no label in row 3"),
+        ("id,a\n1,cat\n2,\n", "has no label in row 3"),
+        ("id,a\n1,0\n2,nan\n", "holds no task"),
         ("id,a,a\n1,0,0\n2,1,1\n", "two columns called 'a'"),
         ("id,a\n1,0,5\n", "cannot be read as a table"),
         ("id,a\n1,0.5\n2,1.5\n", "holds no task"),

@@ -20,7 +20,7 @@ Learner = str | Callable[..., Any]
 Rows = Int64[np.ndarray, "_"]
 
 _WORDS = 1024  # columns that the words of a text are counted in
-_FLAT = 1e-3  # deviation below which a column is taken for constant
+_FLAT = 1e-6  # deviation, in units of a column's largest number, below which it is constant but for rounding
 _HELD_OUT = 71  # what the random generator is for
 _PREPARED = 512  # samples prepared at a time
 
@@ -45,7 +45,8 @@ def as_numbers(probe: Probe) -> Probe:
     if probe.kind == "array":
         x = np.asarray(probe.inputs, dtype=np.float32)
         axes = 0 if x.ndim == 2 else None
-        scale = np.maximum(x.std(axis=axes, dtype=np.float64), _FLAT)
+        spread, large = x.std(axis=axes, dtype=np.float64), np.abs(x).max(axis=axes)
+        scale = np.where(spread > _FLAT * large, spread, np.inf)
         x = ((x - x.mean(axis=axes, dtype=np.float64)) / scale).astype(np.float32)
         return Probe("array", x, probe.ids, probe.labels, probe.class_names)
     if probe.kind == "words":

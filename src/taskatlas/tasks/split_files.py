@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taskatlas.errors import BadInput
+from taskatlas.probe import Probe
 from taskatlas.probe.samples import coded_labels
 from taskatlas.tasks.split import PARTS, RESERVED, TEST, TRAIN, UNUSED, Split
 from taskatlas.tasks.task import Task
@@ -24,6 +25,7 @@ _NUMPY: list[Any] = [  # what arrays of indices in a pickle are made of; objects
     *(type(np.dtype(f"{kind}{size}")) for kind in "iu" for size in (1, 2, 4, 8)),
     codecs.encode,
 ]
+_PUBLISHED = (".torch", ".pt", ".pth", ".json")
 _TRAIN_NAMES, _TEST_NAMES = ("train", "train_idx", "train_indices"), ("test", "test_idx", "test_indices", "val")
 
 
@@ -34,6 +36,25 @@ def read_split(path: Path) -> Split:
         BadInput: the file is missing, damaged, or holds no split.
     """
     return _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
+
+
+def open_split(said: str, data: Probe) -> Split:
+    """A split as a person names it: a file of ours, or FILE or FILE:NAME of published ones, of the data's own classes.
+
+    Raises:
+        BadInput: the file holds no split, or it is unclear which of several is meant; and as the readers.
+    """
+    file, colon, name = (said, "", "") if Path(said).exists() else said.rpartition(":")
+    path = Path(file) if colon else Path(said)
+    if path.suffix not in _PUBLISHED:
+        return read_split(Path(said))
+    found = read_published_splits(path, Task.of_probe("classes", data))
+    if (colon and name not in found) or (not colon and len(found) > 1):
+        raise BadInput(
+            f"{path} holds the splits {', '.join(list(found)[:8])}{', …' if len(found) > 8 else ''}; name one of them: "
+            f"{path}:{next(iter(found))}."
+        )
+    return found[name] if colon else next(iter(found.values()))
 
 
 def read_published_splits(path: Path | str, target: Task) -> dict[str, Split]:
