@@ -299,7 +299,7 @@ def test_small_units_are_no_constants(blobs):
         ("id,a\n1,0\n1,1\n", "names the sample '1' twice"),
         ("id,a\n1,0\n2,\n", "has no label in row 3"),
         ("id,a\n1,cat\n2,\n", "has no label in row 3"),
-        ("id,a\n1,0\n2,nan\n", "holds no task"),
+        ("id,a\n1,0\n2,nan\n", "has no label in row 3"),
         ("id,a,a\n1,0,0\n2,1,1\n", "two columns called 'a'"),
         ("id,a\n1,0,5\n", "cannot be read as a table"),
         ("id,a\n1,0.5\n2,1.5\n", "holds no task"),

@@ -112,7 +112,7 @@ def number_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> np.ndarr
         BadInput: there are none, or one holds other things than numbers.
     """
     if not columns:
-        raise BadInput(f"{path} has neither a column of {' or '.join(_TEXT_COLUMNS)} nor columns of numbers.")
+        raise BadInput(f"{path} has neither a column named {' or '.join(_TEXT_COLUMNS)} nor columns of numbers.")
     found = []
     for name, entries in columns.items():
         try:
@@ -120,8 +120,8 @@ def number_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> np.ndarr
         except (ValueError, TypeError) as error:
             raise BadInput(
                 f"{path} has no column named {' or '.join(_TEXT_COLUMNS)}, and its column {name!r} holds other things "
-                f"than numbers ({error}). Call a column of texts text, one of classes label, one of names id; fill in "
-                "what is missing."
+                f"than numbers ({error}). Call a column of texts text, one of classes label, one of names id, and fill "
+                "in what is missing."
             ) from error
     return np.stack(found, axis=1)
 
