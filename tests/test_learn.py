@@ -10,7 +10,7 @@ from torch import nn
 
 from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.learn import IGNORED, accuracy, mlp, small_cnn, train
-from taskatlas.learn.stacked import _alike
+from taskatlas.learn.stacked import _alike, _runnable
 
 
 def blobs(n=60, d=5, classes=3, seed=0):
@@ -50,7 +50,7 @@ def test_stacked_learners_end_where_each_would_have_ended_alone(make, reshape):
     learners = [seeded(make, seed) for seed in range(3)]
     alone = copy.deepcopy(learners)
     targets = three_targets(y)
-    assert _alike(learners) == [[0, 1, 2]]
+    assert _alike(learners) == _runnable(learners, x[:2], apart=False) == [[0, 1, 2]]
 
     how = {"epochs": 5, "batch_size": 16, "weight_decay": 0.01, "seed": 3}
     losses = train(learners, x, targets, **how)

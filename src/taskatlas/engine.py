@@ -8,6 +8,7 @@ who computed it or when. ``engine`` is ``"local"`` (this process, one after the 
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -35,7 +36,7 @@ def run_jobs(
     """``[function(*job) for job in jobs]``, on the engine, with a progress bar.
 
     Raises:
-        BadInput: the engine is not one.
+        BadInput: the engine is not one, or a job cannot be sent to another process.
         WorkFailed: a worker died.
         Exception: whatever a job raised; jobs that have not started are cancelled.
 
@@ -56,9 +57,11 @@ def run_jobs(
                 f"a worker died while {description} ({error}). What was finished is kept: run again, with fewer "
                 "workers if memory ran out."
             ) from error
-        except BaseException:
+        except BaseException as error:
             for future in futures:
                 future.cancel()
+            if isinstance(error, pickle.PicklingError | AttributeError | TypeError):
+                _check_sendable(executor, function, jobs[0], error)
             raise
         return [results[position] for position in range(len(jobs))]
 
@@ -177,6 +180,18 @@ def single_threaded_products() -> Iterator[int]:
     libraries = [library for library in controller.info() if library["user_api"] == "blas"]
     with controller.limit(limits=1, user_api="blas"):
         yield max((int(library["num_threads"]) for library in libraries), default=1)
+
+
+def _check_sendable(executor: Executor, function: Any, job: tuple[Any, ...], error: Exception) -> None:
+    if not isinstance(executor, ProcessPoolExecutor):
+        return
+    try:
+        pickle.dumps((function, job))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        raise BadInput(
+            f"the work cannot be sent to another process ({error}). Give a function that stands in a file by its name, "
+            "or use the engine threads:N."
+        ) from error
 
 
 @contextmanager

@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from taskatlas.probe import Probe
-from taskatlas.tasks import Discovered, Split, Task, adversarial_split, human_tasks, write_tasks
+from taskatlas.store import load_receipts
+from taskatlas.tasks import Discovered, Split, Task, adversarial_split, human_tasks, jobs, write_tasks
 from taskatlas.tasks.files import read_agreements, read_damage
 
 TRAINED = ("--epochs", 10, "--batch-size", 16, "--learning-rate", 0.01)
@@ -57,6 +62,50 @@ def test_agree_scores_and_writes(run, run_json, place):
     assert again["scores"] == found["scores"]
 
 
+def test_agree_fits_into_eighty_columns(run, place):
+    told = run(*AGREE)
+    assert told.code == 0
+    assert max(map(len, told.out.splitlines())) <= 80
+    row = next(line for line in told.out.splitlines() if line.startswith("0+1"))
+    assert row.count("±") == 3
+    assert len(row.split()) == 12
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_tables_of_numbers_are_samples(run_json, place, ending):
+    with np.load("data.npz") as archive:
+        columns = {f"f{i}": archive["x"][:, i] for i in range(6)} | {"label": archive["y"]}
+    table = pa.table({"id": [str(i) for i in range(160)], **columns})
+    if ending == "csv":
+        pyarrow.csv.write_csv(table, "table.csv")
+    else:
+        pq.write_table(table, "table.parquet")
+    found = run_json("agree", f"table.{ending}", "--tasks", "human:1", "--repeats", 1, "--nulls", 0, *TRAINED)
+    assert found["scores"] == run_json(*AGREE[:3], "human:1", "--repeats", 1, "--nulls", 0, *TRAINED)["scores"]
+
+
+def test_agree_leaves_out_what_is_nearly_constant_and_says_so(run, place):
+    rows = "".join(f"{i},{int(i < 2)},{i % 2}\n" for i in range(160))
+    Path("two.csv").write_text("id,rare,even\n" + rows)
+    ran = run("agree", "data.npz", "--tasks", "two.csv", "--repeats", 1, "--nulls", 0, *TRAINED)
+    assert ran.code == 0
+    assert "left out: task 'rare' is nearly constant" in ran.err
+    assert "even" in ran.out
+
+
+def test_receipts_name_tasks_and_target(run, place):
+    write_tasks("t.csv", human_tasks(Probe.open("data.npz")))
+    made = ("--tasks", "t.csv", "--repeats", 1, *TRAINED)
+    assert run("agree", "data.npz", *made, "--nulls", 0, "--out", "scores").code == 0
+    assert run("split", "data.npz", *made, "--target", "t.csv:0+2", "--controlled", 0, "--out", "broken").code == 0
+    for folder, inputs in (("scores", {"data", "tasks"}), ("broken", {"data", "tasks", "target"})):
+        assert set(load_receipts(Path(folder))[0].inputs) >= inputs
+        assert run("check", folder).code == 0
+    write_tasks("t.csv", human_tasks(Probe.open("data.npz"))[::-1])
+    for folder in ("scores", "broken"):
+        assert run("check", folder).code == 1
+
+
 def test_discover_finds_and_shows(run, run_json, place):
     found = run_json(*DISCOVER)
     assert len(found["tasks"]) == 2
@@ -88,6 +137,56 @@ def test_split_ranks_and_writes(run, run_json, place):
     assert Split.load("broken/splits/01.csv").digest == worst.digest
     assert read_damage(Path("broken"))[0].found.accuracy == accuracies[0]
     assert run("check", "broken").code == 0
+
+
+def test_scores_on_samples_that_a_search_saw_are_told(run, place):
+    assert run(*DISCOVER, "--seed", 1).code == 0
+    asked = ("agree", "data.npz", "--tasks", "found", "--least", 0, "--nulls", 0, "--repeats", 1, *TRAINED)
+    assert "samples that networks are asked about" in run(*asked).err
+    assert run(*asked, "--seed", 1).err == ""
+
+
+def test_known_tasks_are_opened_before_the_search(run, place):
+    ran = run(*DISCOVER[:-4], "--known", "gone.csv", "--out", "found")
+    assert ran.code == 2
+    assert "gone.csv cannot be read" in ran.err
+    assert not Path("found").exists()
+
+
+@pytest.mark.parametrize("learn", ["classes", "target"])
+def test_halves_are_split_without_training(run, run_json, place, monkeypatch, learn):
+    monkeypatch.setattr(jobs, "train", lambda *_, **__: pytest.fail("trained"))
+    asked = ("split", "photos", "--tasks", "halves:2", "--learner", "small_cnn", "--learn", learn, "--reserve", 0.25)
+    found = run_json(*asked, "--out", "halves")
+    assert [row["task"] for row in found["splits"]] == ["untrained 0", "untrained 1"]
+    split = Split.load("halves/splits/01.npz")
+    train, test = (np.bincount(split.target[rows], minlength=2) for rows in (split.train, split.test))
+    assert np.abs(train - test).max() <= 1
+    assert (len(split.target), len(split.reserved), len(train)) == (64, 16, 4 if learn == "classes" else 2)
+    assert {path.name for path in Path("halves").iterdir()} == {"manifest.json", "splits", "receipt.json"}
+    assert Path("halves/splits/02-random-split.npz").is_file()
+    assert run("check", "halves").code == 0
+    assert "2 splits of" in run(*asked, "--out", "again").out
+    assert run("agree", "photos", "--tasks", "halves").code == 2
+
+
+def test_tasks_that_make_no_split_are_told(run, place):
+    assert "left out: split '0+1 by 0+1' has no test samples" in run(*SPLIT).err
+
+
+def test_published_splits_are_trained_on(run, run_json, place):
+    rows = np.arange(64)
+    torch.save({"even": (rows[::2], rows[1::2]), "odd": (rows[1::2], rows[::2])}, "two.torch")
+    Path("one.json").write_text(json.dumps({"half": [rows[::2].tolist(), rows[1::2].tolist()]}))
+    fast = ("train", "photos", "--model", "small_cnn", "--epochs", 1, "--batch-size", 8)
+    found = run_json(*fast, "--split", "two.torch:odd", "--out", "odd")
+    assert (found["samples"], found["classes"]) == (32, ["ant", "bee", "cat", "dog"])
+    assert set(found["split"]) == {"test"}
+    assert run_json(*fast, "--split", "one.json", "--out", "half")["samples"] == 32
+    for said in ("two.torch", "two.torch:third"):
+        refused = run(*fast, "--split", said, "--out", "no")
+        assert refused.code == 2
+        assert "two.torch holds the splits even, odd; name one of them: two.torch:even" in refused.err
 
 
 def test_split_learns_all_classes_and_takes_columns(run_json, place):
@@ -124,6 +223,9 @@ def test_train_follows_a_split(run, run_json, place):
     [
         (("agree", "data.npz", "--tasks", "gone.csv"), "cannot be read as a table"),
         (("agree", "data.npz", "--tasks", "human:x"), "names no number of tasks"),
+        (("agree", "mixed.csv", "--tasks", "human"), "its column 'b' holds other things than numbers"),
+        (("split", "data.npz", "--tasks", "human:1", "--target", "0,2", "--batch-size", 999), "a batch of 999"),
+        (("discover", "data.npz", "--route", "sequential", "--diversity", "uniformity"), "leave out --diversity"),
         (("agree", "data.npz", "--tasks", "human", "--differ", "colour"), "cannot differ in"),
         (("agree", "data.npz", "--tasks", "other.csv"), "has no label for 160 of 160 samples"),
         (("agree", "data.npz", "--tasks", "rare.csv", "--batch-size", 16), "nearly constant"),
@@ -146,6 +248,7 @@ def test_bad_input_is_one_sentence(run, place, as_installed, arguments, said):
     Path("other.csv").write_text("id,t\n" + "".join(f"x{i},{i % 2}\n" for i in ids))
     Path("rare.csv").write_text("id,t\n" + "".join(f"{i},{int(i < 2)}\n" for i in ids))
     np.save("few.npy", np.zeros((3, 2)))
+    Path("mixed.csv").write_text("id,a,b,label\n1,0.5,red,0\n2,1.5,blue,1\n")
     np.savez("constant.npz", x=np.random.default_rng(0).standard_normal((9, 2)), y=np.ones(9, dtype=int))
     ran = run(*arguments)
     assert ran.code == 2, ran.err

@@ -333,7 +333,7 @@ def test_tables(tmp_path):
 
     (tmp_path / "t.tsv").write_text("id\twords\tlabel\nx\t1,5\tLOC:city\ny\t2\tHUM:ind\n")
     with pytest.raises(
-        BadInput, match=r"t\.tsv has no column named text or sentence; its columns are id, words, label"
+        BadInput, match=r"t\.tsv has no column named text or sentence, and its column 'words' holds other things"
     ):
         Probe.open(tmp_path / "t.tsv")
     probe = Probe.from_table(tmp_path / "t.tsv", text="words")

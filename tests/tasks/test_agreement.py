@@ -22,7 +22,8 @@ from taskatlas.tasks import (
     human_tasks,
     random_tasks,
 )
-from taskatlas.tasks import agreement as module
+from taskatlas.tasks import agreement as score_module
+from taskatlas.tasks import jobs as module
 from taskatlas.tasks.agreement import load_agreements, mean_interval, pair_agreement, save_agreements
 from taskatlas.tasks.samples import hold_out
 
@@ -64,6 +65,22 @@ def test_neither_the_order_of_the_data_nor_the_company_nor_the_engine_matters(bl
     assert [one.digest for one in threaded] == [one.digest for one in first]
     alone = scores(tasks[1:2], data, nulls=0, store=Store(tmp_path / "d"))[0]
     np.testing.assert_allclose(alone.values, first[1].values, atol=1 / first[1].held_out)
+
+
+@pytest.mark.parametrize("rates", [(0.84, 0.16), (0.57, 0.43), (0.7, 0.2, 0.1)])
+def test_nulls_have_the_rates_of_their_task(blobs, monkeypatch, rates):
+    """Random labels have no lift over random labels: there would be one if theirs were more even."""
+    data = blobs(400)
+    made = []
+    keep = score_module._null_tasks
+    monkeypatch.setattr(score_module, "_null_tasks", lambda *a, **k: made.append(keep(*a, **k)) or made[-1])
+    task = random_tasks(data, 1, rates=rates)[0]
+    found = scores([task, task.complement()], data, training=Training(epochs=1, batch_size=32), seeds=1)
+    assert len(made) == 1
+    assert found[0].nulls == found[1].nulls
+    for family in made[0].values():
+        for null in family:
+            np.testing.assert_allclose(null.class_rates, task.class_rates, atol=0.0026)
 
 
 def test_a_task_and_its_complement_score_alike(blobs):
@@ -121,6 +138,51 @@ def test_networks_with_batch_statistics_train_in_turn(blobs):
     data = blobs(160)
     found = agreement_score(human_tasks(data, 1)[0], normed, data, training=QUICK, seeds=1, nulls=0)
     assert found.agreement > 0.8
+
+
+def test_a_network_with_batch_statistics_sees_its_own_half(blobs):
+    seen = {}
+
+    def normed(classes):
+        network = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, classes))
+        network.register_forward_pre_hook(
+            lambda module, x: seen.setdefault(id(module), []).append(x[0].clone()) if module.training else None
+        )
+        return network
+
+    settings = {"training": QUICK, "seeds": 1, "nulls": 0, "differ": ("half",)}
+    agreement_score(human_tasks(blobs(160), 1)[0], normed, blobs(160), **settings)
+    one, other = ({tuple(row) for batch in batches for row in batch.tolist()} for batches in seen.values())
+    assert (len(one), len(other), len(one & other)) == (64, 64, 0)
+
+
+def test_networks_that_cannot_be_stacked_train_in_turn(blobs):
+    class Branching(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, classes)
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.second(h.relu() if h.mean() > -100 else h)
+
+    data = blobs(160)
+    found = agreement_score(human_tasks(data, 1)[0], Branching, data, training=QUICK, seeds=1, nulls=0)
+    assert found.agreement > 0.8
+
+
+def test_a_function_that_cannot_be_sent_to_a_process_is_told(blobs, tmp_path):
+    data = blobs(160)
+    with pytest.raises(BadInput, match=r"cannot be sent to another process.*threads:N"):
+        agreement_score(
+            human_tasks(data, 1)[0],
+            lambda classes: mlp(6, (4,), classes),
+            data,
+            training=QUICK,
+            seeds=1,
+            nulls=0,
+            engine="processes:1",
+        )
 
 
 def test_texts_and_images_and_three_classes():

@@ -1,15 +1,17 @@
 """Discovery: it improves its objective, goes on where it stopped, and says what is wrong."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.learn import mlp
 from taskatlas.probe import Features, Probe
-from taskatlas.tasks import Discovered, Search, discover_tasks, human_tasks, similarity_matrix
+from taskatlas.tasks import Discovered, Search, Task, discover_tasks, human_tasks, similarity_matrix
 from taskatlas.tasks import discovery as module
 from taskatlas.tasks.encoder import TaskEncoder
 from taskatlas.tasks.portrait import coverage, portray, surest
@@ -150,15 +152,91 @@ def test_the_sequential_route_keeps_unlike_tasks(blobs):
         steps=8, batch_size=48, asked=32, inner_steps=6, inner_rate=0.5, learning_rate=0.01, coefficient=2.0
     )
     found = discover_in_turn(blobs(160), small, n_tasks=2, bound=0.75, search=search)
-    assert 1 <= len(found) <= 2
-    if len(found) == 2:
-        assert similarity_matrix(found.tasks)[0, 1] <= 0.75
-    else:
-        assert "only 1 of 2 tasks" in found.notes[-1]
+    assert len(found) == 2
+    assert similarity_matrix(found.tasks)[0, 1] <= 0.75
     for task, head in zip(found, found.heads, strict=True):
         np.testing.assert_array_equal((found.embedding @ head.T).argmax(1), task.labels)
     with pytest.raises(BadInput, match=r"bound of 0\.5"):
         discover_in_turn(blobs(160), small, bound=0.5)
+    with pytest.raises(BadInput, match="0 tasks cannot be found"):
+        discover_in_turn(blobs(160), small, n_tasks=0)
+
+
+def test_a_tasks_width_on_the_sequential_route_is_what_is_said(blobs):
+    assert discover_in_turn(blobs(120), small, n_tasks=1, bound=1.0, width=3, search=QUICK).embedding.shape == (120, 3)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.second = nn.GRU(1, 6, batch_first=True), nn.Linear(6, classes)
+
+    def forward(self, x):
+        h = self.first(x[..., None])[0][:, -1]
+        return self.second(h if h.mean() > -100 else -h)
+
+
+def test_learners_that_cannot_be_stacked_run_in_turn(blobs):
+    found = discover_tasks(blobs(120), Recurrent, n_tasks=2, width=4, encoder=small, search=QUICK)
+    assert len(found.history) == 3
+    assert all(math.isfinite(value) for row in found.history for value in row)
+
+
+def test_known_tasks_may_have_other_numbers_of_classes(blobs):
+    data = blobs(120)
+    known = [Task.of_probe("classes", data), human_tasks(data, 1)[0]]
+    assert find(data, known=known).history[0].diversity > find(data).history[0].diversity
+
+
+def along(found, *sides):
+    """Points that are on the given side of each head, ``sides`` (n,) from -1 to 1."""
+    h = sum(side[:, None] * torch.from_numpy(head[0]).float() for side, head in zip(sides, found.heads, strict=True))
+    return lambda network, x: nn.functional.normalize(h)
+
+
+def test_a_constant_task_is_left_out_and_said(blobs, monkeypatch, tmp_path):
+    data = blobs(120)
+    whole = find(data)
+    one, even = torch.ones(120), torch.arange(120) % 2 - 0.5
+    monkeypatch.setattr(TaskEncoder, "embed", along(whole, one, even))
+    found = find(data)
+    assert [task.name for task in found] == ["discovered 0"]
+    np.testing.assert_array_equal(found.heads, whole.heads[1:])
+    np.testing.assert_array_equal((found.embedding @ found.heads[0].T).argmax(1), found[0].labels)
+    assert any("1 of 2 tasks are constant and left out" in note for note in found.notes)
+    rare = torch.where(torch.arange(120) < 3, -1.0, 1.0)
+    monkeypatch.setattr(TaskEncoder, "embed", along(whole, rare, even))
+    assert any("discovered 0 is nearly constant: its smallest class has 2.5 %" in note for note in find(data).notes)
+    monkeypatch.setattr(TaskEncoder, "embed", along(whole, one, one))
+    with pytest.raises(WorkFailed, match=r"all discovered tasks \(2\) are constant"):
+        find(data, state=tmp_path / "search.state")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_that_failed_is_not_in_the_way_of_the_next(blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SAVE_SECONDS", 0.0)
+    wild = replace(QUICK, inner_rate=1e30)
+    for route, places in ((discover_tasks, "state"), (discover_in_turn, "states")):
+        settings = {"n_tasks": 2, places: tmp_path / "search.state"}
+        with pytest.raises(WorkFailed, match="inner rate below"):
+            route(blobs(120), small, search=wild, **settings)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["size", "learner"])
+def test_the_state_of_a_search_with_another_network_is_refused(tmp_path, change):
+    pixels = np.random.default_rng(0).integers(0, 255, (120, 8, 8, 3)).astype(np.uint8)
+    images = Probe.from_arrays(pixels)
+    net = tmp_path / "net.py"
+    text = "from torch import nn\ndef build(classes):\n    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), "
+    text += "nn.Linear(12, 8), nn.{}(), nn.Linear(8, classes))\n"
+    net.write_text(text.format("ReLU"))
+    settings = {"n_tasks": 2, "width": 4, "search": replace(QUICK, steps=1), "state": tmp_path / "search.state"}
+    discover_tasks(images, f"{net}:build", size=8, **settings)
+    if change == "learner":
+        net.write_text(text.format("Tanh"))
+    with pytest.raises(BadInput, match="state of another search"):
+        discover_tasks(images, f"{net}:build", size=4 if change == "size" else 8, **settings)
 
 
 def test_a_discovery_comes_back_from_its_folder(blobs, tmp_path):
@@ -250,6 +328,7 @@ def test_a_portrait_names_what_the_task_goes_by(blobs):
     [
         ({"search": Search(batch_size=90, asked=32)}, "96 samples to search on are fewer than a batch of 90 and 32"),
         ({"n_tasks": 0}, "give at least 1"),
+        ({"classes": 1}, "at least 1 task of 2 classes"),
         ({"classes": 6, "width": 4}, "6 classes do not fit into 4 dimensions"),
         ({"encoder": lambda classes: mlp(6, (4,), 3)}, "4 are needed"),
     ],

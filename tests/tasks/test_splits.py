@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
+from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.learn import mlp
@@ -22,14 +24,18 @@ from taskatlas.tasks import (
     controls,
     group_target,
     human_tasks,
+    jobs,
     measure_splits,
     random_tasks,
     rank_splits,
     read_class_groups,
     read_published_splits,
+    task_sets,
     untrained_split,
 )
+from taskatlas.tasks.adversarial import adversarial_splits
 from taskatlas.tasks.damage import load_damage, save_damage
+from taskatlas.tasks.samples import as_numbers
 from taskatlas.tasks.split import RESERVED, TEST, TRAIN, UNUSED, as_task
 
 QUICK = Training(epochs=15, batch_size=16, learning_rate=0.01)
@@ -83,6 +89,10 @@ def test_balance_and_share_leave_samples_out():
     split = adversarial_split(target, easy, train_share=0.8)
     assert len(split.train) / (len(split.train) + len(split.test)) == pytest.approx(0.8, abs=0.05)
     assert (split.parts == UNUSED).any()
+    both = adversarial_split(target, easy, balance="classes", train_share=0.8)
+    for rows in (both.train, both.test):
+        assert np.bincount(target.labels[rows]).tolist() == [len(rows) // 2] * 2
+    assert len(both.train) / (len(both.train) + len(both.test)) == pytest.approx(0.8, abs=0.1)
 
 
 def test_a_split_of_many_classes_learns_the_classes():
@@ -102,6 +112,31 @@ def test_an_untrained_network_halves_every_class(blobs):
     moved = data.take(order)
     again = untrained_split(group_target(moved), small, moved, labels=Task.of_probe("classes", moved))
     assert again.digest == split.digest
+
+
+def test_what_is_reserved_leaves_the_halves_even(blobs):
+    data = blobs(200)
+    classes = Task.of_probe("classes", data)
+    split = untrained_split(group_target(data), small, data, labels=classes, reserve=0.3)
+    assert len(split.reserved) == 60
+    counts = [np.bincount(data.labels[rows], minlength=4) for rows in (split.train, split.test)]
+    assert np.abs(counts[0] - counts[1]).max() <= 1
+
+
+def test_untrained_networks_look_at_a_batch_at_a_time(blobs, monkeypatch):
+    sizes = []
+
+    def watched(classes):
+        network = mlp(6, (16,), classes)
+        network.register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
+        return network
+
+    whole = untrained_split(group_target(blobs(160)), watched, blobs(160))
+    assert max(sizes) == 160
+    sizes.clear()
+    monkeypatch.setattr(task_sets, "_NUMBERS", 6 * 32)
+    assert untrained_split(group_target(blobs(160)), watched, blobs(160)).digest == whole.digest
+    assert max(sizes) == 32
 
 
 def test_targets_are_groups_of_classes(blobs):
@@ -126,7 +161,20 @@ def test_controls_are_as_large_and_mean_nothing():
         both = (one.parts < RESERVED) & (one.parts == split.parts)
         assert 0.4 < both.sum() / (split.parts < RESERVED).sum() < 0.6
         assert one.how["of"] == split.name
-    assert abs(len(made["random task"].train) - len(split.train)) < 60
+    assert not np.array_equal(made["random task"].parts, plain.parts)
+
+
+def test_a_random_task_makes_parts_of_the_splits_own_sizes():
+    ids = tuple(f"{i:03}" for i in range(200))
+    target = Task("t", (np.arange(200) % 4 == 0).astype(int), ids)
+    easy = Task("e", np.where(np.arange(200) % 20 == 1, 1, target.labels), ids)  # nearly the target
+    split = adversarial_split(target, easy, reserve=0.1)
+    drawn = controls(target, split)["random task"]
+    for part in (TRAIN, TEST):
+        counts = [np.bincount(target.labels[one.parts == part], minlength=2).tolist() for one in (drawn, split)]
+        assert counts[0] == counts[1]
+    assert len(split.test) < 15
+    assert (drawn.parts == TEST)[split.test].mean() < 0.5
 
 
 # As other libraries take them
@@ -140,6 +188,9 @@ def test_scikit_learn_takes_a_split(blobs):
     assert scores.tolist() == [expected.score(data.inputs[split.test], split.target[split.test])]
     with pytest.raises(BadInput, match="X has 3"):
         next(split.split(np.zeros((3, 1))))
+    sparse = csr_matrix(np.asarray(data.inputs))
+    assert cross_val_score(LogisticRegression(), sparse, split.target, cv=split).tolist() == scores.tolist()
+    assert next(split.split(list(range(80))))[0].tolist() == split.train.tolist()
 
 
 def test_torch_takes_a_split():
@@ -233,9 +284,22 @@ def test_published_index_pairs_are_read(tmp_path):
     assert read_published_splits(tmp_path / "splits.json", target)["x"].train.tolist() == [1]
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32])
+def test_published_numpy_indices_are_read(tmp_path, kind):
+    pair = np.array([0, 1], dtype=kind), np.array([2], dtype=kind)
+    torch.save({"a": pair, "b": {"train": pair[0], "test": pair[1]}}, tmp_path / "splits.torch")
+    found = read_published_splits(tmp_path / "splits.torch", two_tasks(10)[0])
+    assert [found[name].train.tolist() for name in "ab"] == [[0, 1]] * 2
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("code ran",))
+
+
+def evil_array(path):
+    with path.open("wb") as file:
+        pickle.dump({"a": (np.array([Evil()], dtype=object), np.array([0]))}, file, protocol=2)
 
 
 def evil(path):
@@ -247,6 +311,8 @@ def evil(path):
     ("write", "said"),
     [
         (evil, "cannot be read without running code"),
+        (evil_array, "cannot be read without running code"),
+        (lambda path: torch.save({(0, 1): ([0], [1]), "0-1": ([1], [0])}, path), "two splits called '0-1'"),
         (lambda path: path.write_bytes(b"junk"), "cannot be read"),
         (lambda path: torch.save({"a": 3}, path), "holds no pairs"),
         (lambda path: torch.save({"a": ([0], [99])}, path), "counts to 99"),
@@ -327,6 +393,59 @@ def test_measuring_depends_on_neither_order_nor_engine(tmp_path):
     assert measure_splits([split], small, moved, seeds=1, training=QUICK, engine="threads:2") == first
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_a_network_with_batch_statistics_sees_nothing_but_the_train_part(running):
+    def normed(classes):
+        norm = nn.BatchNorm1d(16, track_running_stats=running)
+        return nn.Sequential(nn.Linear(4, 16), norm, nn.ReLU(), nn.Linear(16, classes))
+
+    data, target, loud = shortcut(120)
+    split = adversarial_split(target, loud, reserve=0.2)
+    seen = []
+
+    def watched(classes):
+        network = normed(classes)
+        network.register_forward_pre_hook(lambda module, x: seen.append(x[0].clone()) if module.training else None)
+        return network
+
+    measure_splits([split], watched, data, seeds=1, training=QUICK)
+    shown = {tuple(row) for batch in seen for row in batch.tolist()}
+    x = as_numbers(data)
+    assert shown == {tuple(x.inputs[row].tolist()) for row in split.rows_of(x.ids)}
+
+
+def test_the_last_sample_of_an_order_goes_with_the_batch_before():
+    def normed(classes):
+        return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Linear(16, classes))
+
+    data, target, loud = shortcut(120)
+    split = adversarial_split(target, loud)
+    alone = Training(epochs=2, batch_size=len(split.train) - 1)
+    assert 0 <= measure_splits([split], normed, data, seeds=1, training=alone)[0].accuracy <= 1
+    with pytest.raises(BadInput, match="one sample a step"):
+        measure_splits([split], normed, data, seeds=1, training=Training(epochs=2, batch_size=1))
+
+
+def test_batches_are_as_large_as_the_training_says_whatever_the_share(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(jobs, "train", lambda *_, batch_size, **__: sizes.append(batch_size))
+    data, target, _ = shortcut(120)
+    for train in (24, 40, 60, 102):
+        parts = np.where(np.arange(120) < train, TRAIN, TEST)
+        measure_splits([Split(f"{train}", data.ids, parts, target.labels)], small, data, seeds=1, training=QUICK)
+    assert sizes == [5 * 16, 3 * 16, 2 * 16, 16]
+
+
+def test_fewer_training_samples_than_a_batch_are_refused():
+    data, target, loud = shortcut(120)
+    split = adversarial_split(target, loud)
+    with pytest.raises(BadInput, match=f"has {len(split.train)} training samples, fewer than a batch of 128"):
+        measure_splits([split], small, data)
+    for splits, seeds in (([], 1), ([split], 0)):
+        with pytest.raises(BadInput, match="at least 1 of each"):
+            measure_splits(splits, small, data, seeds=seeds)
+
+
 def test_damage_comes_back_from_its_file(tmp_path):
     data, target, loud = shortcut(120)
     ranked = rank_splits(target, [loud], small, data, seeds=1, training=QUICK, controlled=0)
@@ -347,6 +466,8 @@ def test_splits_that_cannot_be_are_refused():
         adversarial_split(target, target)
     with pytest.raises(BadInput, match="no train samples: the task and the target agree nowhere"):
         adversarial_split(target, target, polarity="complement")
+    with pytest.raises(BadInput, match=r"no test samples left after a share of 0\.99 was reserved"):
+        adversarial_split(target, Task("near", target.labels ^ (np.arange(60) == 0), target.ids), reserve=0.99)
     three = Task("three", np.arange(60) % 3, target.ids)
     for pair in ((three, easy), (target, three)):
         with pytest.raises(BadInput, match="'three' has 3 classes"):
@@ -391,3 +512,12 @@ def test_no_task_that_splits_is_told(blobs):
     target = group_target(data)
     with pytest.raises(BadInput, match="no task makes a split"):
         rank_splits(target, [target], small, data)
+
+
+def test_a_setting_that_is_wrong_is_not_laid_on_the_tasks():
+    target, easy = two_tasks()
+    with pytest.raises(BadInput, match=r"^a train share of 2 cannot be had"):
+        adversarial_splits(target, [easy], train_share=2.0)
+    made, refused = adversarial_splits(target, [easy, target, Task("three", np.arange(60) % 3, target.ids)])
+    assert [task.name for task, _ in made] == ["easy"]
+    assert ["are the same" in refused[0], "has 3 classes" in refused[1]] == [True, True]

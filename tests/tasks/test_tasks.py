@@ -28,6 +28,7 @@ from taskatlas.tasks import (
     write_tasks,
 )
 from taskatlas.tasks.diversity import information_with, pairwise_information, uniformity
+from taskatlas.tasks.samples import as_numbers
 from taskatlas.tasks.task_files import CERTAINTY, TASKS, write_certainty
 from taskatlas.tasks.task_sets import rotated_heads, task_of_logits
 
@@ -69,6 +70,9 @@ def test_nearly_constant_tasks_are_refused_where_rates_count():
     with pytest.raises(BadInput, match=r"nearly constant: class 1 has 3\.0 %"):
         check_class_rates(rare)
     check_class_rates(rare, 0.03)
+    check_class_rates(task(np.arange(90) % 30))
+    with pytest.raises(BadInput, match=r"the least is 1\.67 %"):
+        check_class_rates(task([*range(30), *[0] * 90]))
     with pytest.raises(BadInput, match="cannot be kept by 2 classes"):
         check_class_rates(rare, 0.6)
 
@@ -144,6 +148,22 @@ def test_untrained_tasks_are_halves_that_follow_the_samples(blobs):
     assert untrained_tasks("mlp", data.take(order), 1)[0].digest == one.digest
     assert untrained_tasks("mlp", data, 1, rates=[0.8, 0.2])[0].class_rates.tolist() == [0.8, 0.2]
     assert untrained_tasks("mlp", data, 1, classes=3)[0].classes == 3
+    three = untrained_tasks("mlp", data, 1, classes=3, rates=[0.7, 0.2, 0.1])[0]
+    assert np.bincount(three.labels).tolist() == [70, 20, 10]
+    again = untrained_tasks("mlp", data.take(order), 1, classes=3, rates=[0.7, 0.2, 0.1])[0]
+    assert again.digest == three.digest
+
+
+def test_classes_with_rates_take_where_they_lead():
+    logits = np.random.default_rng(0).standard_normal((60, 3))
+    free = task_of_logits("t", logits, tuple(f"{i:02}" for i in range(60)))
+    own = np.bincount(free.labels) / 60
+    held = task_of_logits("t", logits, free.ids, rates=own.tolist())
+    assert np.bincount(held.labels).tolist() == np.bincount(free.labels).tolist()
+    assert similarity(held, free) > 0.85
+    scaled = (logits - logits.mean(0)) / logits.std(0)
+    rank = np.sort(scaled, axis=1)
+    np.testing.assert_allclose(free.certainty, rank[:, 2] - rank[:, 1], rtol=1e-5)
 
 
 def test_certainty_is_least_at_the_border():
@@ -251,6 +271,26 @@ def test_attributes_and_words_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "labels", ["1,2,1,2", "0.0,1.0,0.0,1.0", "1e0,2e0,1e0,2e0", "3,9000000000000000,3,9000000000000000"]
+)
+def test_labels_are_counted_from_zero(tmp_path, labels):
+    rows = "".join(f"{i},{label}\n" for i, label in enumerate(labels.split(",")))
+    (tmp_path / "t.csv").write_text("id,a\n" + rows)
+    one = read_tasks(tmp_path / "t.csv")[0]
+    assert (one.labels.tolist(), one.classes) == ([0, 1, 0, 1], 2)
+
+
+def test_small_units_are_no_constants(blobs):
+    data = blobs(60)
+    made = as_numbers(data).inputs
+    for unit in (1e-9, 1e9):
+        scaled = Probe("array", np.asarray(data.inputs) * np.float32(unit), data.ids)
+        np.testing.assert_allclose(as_numbers(scaled).inputs, made, rtol=1e-4, atol=1e-5)
+    flat = np.full((60, 1), 0.1, np.float32) * np.array([[1, 1e8]], np.float32)
+    assert not as_numbers(Probe("array", flat, data.ids)).inputs.any()
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, "cannot be read as a table"),
@@ -258,6 +298,8 @@ def test_attributes_and_words_are_read(tmp_path):
         ("id,a\n", "no rows"),
         ("id,a\n1,0\n1,1\n", "names the sample '1' twice"),
         ("id,a\n1,0\n2,\n", "has no label in row 3"),
+        ("id,a\n1,cat\n2,\n", "has no label in row 3"),
+        ("id,a\n1,0\n2,nan\n", "has no label in row 3"),
         ("id,a,a\n1,0,0\n2,1,1\n", "two columns called 'a'"),
         ("id,a\n1,0,5\n", "cannot be read as a table"),
         ("id,a\n1,0.5\n2,1.5\n", "holds no task"),

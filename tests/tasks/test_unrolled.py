@@ -8,7 +8,7 @@ from tests.references import tasks as reference
 
 from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.learn import mlp, resnet18, small_cnn, vit
-from taskatlas.tasks.unrolled import _train, sqrt_segment, stack_learners, unrolled_gradient
+from taskatlas.tasks.unrolled import _objective, _train, sqrt_segment, stack_learners, unrolled_gradient
 
 STEPS, RATE = 6, 0.5
 
@@ -73,14 +73,42 @@ def test_truncation_leaves_out_the_first_steps():
     torch.testing.assert_close(later.gradient, short.gradient)
 
 
-def test_first_order_gradients_would_be_zero():
+@pytest.mark.parametrize("graph", [False, True])
+def test_first_order_gradients_would_be_zero(graph):
     """Without second derivatives nothing reaches the labels: why all this is done."""
     modules, samples, labels, asked = setting()
     weights, forward = stack_learners(modules)
+    weights = {name: value.requires_grad_() for name, value in weights.items()}
     labels.requires_grad_()
-    loss = -(labels * forward(weights, samples).log_softmax(-1)).sum()
-    assert loss.requires_grad
-    assert not forward(weights, asked.expand(2, *asked.shape)).requires_grad
+    reached, _ = _train(forward, weights, samples, labels, STEPS, RATE, graph=graph)
+    objective, _ = _objective(forward, reached, asked)
+    gradient = torch.autograd.grad(objective, labels, allow_unused=True)[0] if objective.requires_grad else None
+    assert (gradient is not None and bool(gradient.abs().max() > 0)) == graph
+
+
+def test_learners_in_turn_are_those_at_once():
+    modules, samples, labels, asked = setting(tasks=3)
+    whole = run(modules, samples, labels, asked)
+    weights, forward = stack_learners(copy.deepcopy(modules), at_once=False)
+    found = unrolled_gradient(forward, weights, samples, labels, asked, steps=STEPS, rate=RATE)
+    assert found.objective == pytest.approx(whole.objective.item(), abs=1e-14)
+    torch.testing.assert_close(found.gradient, whole.gradient, atol=1e-14, rtol=1e-10)
+
+
+def test_learners_whose_class_is_made_with_them_are_stacked():
+    def make():
+        class Own(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = torch.nn.Linear(3, 2)
+
+            def forward(self, x):
+                return self.head(x)
+
+        return Own()
+
+    weights, forward = stack_learners([make(), make()])
+    assert forward(weights, torch.zeros(2, 5, 3)).shape == (1, 2, 5, 2)
 
 
 def test_a_task_does_not_see_the_others():

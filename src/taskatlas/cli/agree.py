@@ -1,12 +1,14 @@
 """``taskatlas agree``."""
 
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cyclopts import App
 
-from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, emit, split_names, table
+from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, split_names, table, warn
 
 app = App(
     name="agree",
@@ -31,7 +33,7 @@ def agree(
     differ: str = "initialisation,order",
     held_out: float = 0.2,
     nulls: NotNegative = 2,
-    least: float = 0.05,
+    least: float | None = None,
     epochs: Positive = 60,
     batch_size: Positive = 128,
     learning_rate: float = 1e-3,
@@ -44,7 +46,8 @@ def agree(
     untrained networks compute. With --out, writes agreement.json, .csv and .png.
 
     Args:
-        data: Samples: a folder of images, .parquet, .npz, .csv of texts, or hf:NAME:SPLIT.
+        data: Samples: a folder of images, .parquet, .npz, .csv, or hf:NAME:SPLIT. A table has a column text, or columns
+            of numbers; classes in a column label, ids in a column id.
         tasks: human:N, random:N, untrained:N, a CSV with a column a task (FILE:COLUMN for one), a folder that
             `taskatlas discover` wrote, or an .npy with groups of classes.
         learner: mlp, small_cnn, resnet18, vit, timm:NAME, file.py:function, ...
@@ -53,7 +56,8 @@ def agree(
         differ: What differs between learners: initialisation, order, half; separated by commas.
         held_out: Share of the samples that no network sees.
         nulls: Random and untrained tasks that are scored beside.
-        least: The least share of a class.
+        least: The least share of a class; a task below it is left out, if others remain. Default: .05, or half of the
+            even share of more than ten classes.
         epochs: Passes over the samples, at most; a network stops when it fits.
         batch_size: Samples a step.
         learning_rate: Of AdamW.
@@ -63,11 +67,13 @@ def agree(
     from taskatlas.probe.forward import chosen_device
     from taskatlas.tasks.agreement import Training, agreement_scores
     from taskatlas.tasks.files import agreement_table, write_agreements
-    from taskatlas.tasks.opening import open_tasks
+    from taskatlas.tasks.opening import files_of, open_tasks
 
     started = time.perf_counter()
     probe = Probe.open(data)
     opened = open_tasks(tasks, probe, learner, size=size, seed=common.seed, device=chosen_device(common.device))
+    opened = _even_enough(opened, least)
+    _warn_of_seen(tasks, probe, held_out, common.seed)
     training = Training(epochs, batch_size, learning_rate)
     scores = agreement_scores(
         opened,
@@ -88,9 +94,15 @@ def agree(
     lines = []
     if common.out is not None:
         settings = {**scores[0].settings, "tasks": tasks, "repeats": repeats, "nulls": nulls, "size": size}
-        sources = [Path(data), Path(tasks.rpartition(":")[0] or tasks)]
         write_agreements(
-            scores, common.out, data=probe, settings=settings, seed=common.seed, started=started, sources=sources
+            scores,
+            common.out,
+            data=probe,
+            tasks=opened,
+            settings=settings,
+            seed=common.seed,
+            started=started,
+            sources=[Path(data), *files_of(tasks, learner)],
         )
         lines = [f"wrote {common.out}: agreement.json, agreement.csv, agreement.png, receipt.json"]
     columns, rows = agreement_table(scores)
@@ -99,12 +111,65 @@ def agree(
         "held_out": scores[0].held_out,
         "out": common.out,
     }
-    title = f"{len(scores)} tasks, {scores[0].held_out:,} held-out samples; shares from 0 to 1, 95 % intervals"
-    emit(common, document, [table(title, columns, rows), *_remarks(rows), *lines])
+    title = f"{counted(len(scores), 'task')}, {scores[0].held_out:,} held-out samples; shares, ± 95 % intervals"
+    emit(common, document, [table(title, *_shown(scores)), *_remarks(rows), *lines])
 
 
 def _differences(said: str) -> list[Literal["initialisation", "order", "half"]]:
     return split_names(said)  # type: ignore[return-value]  # what is none of them is refused in a sentence
+
+
+def _even_enough(tasks: list[Any], least: float | None) -> list[Any]:
+    """The tasks without nearly constant ones, each of which is said; all of them where none remains."""
+    from taskatlas.errors import BadInput
+    from taskatlas.tasks.task import check_class_rates
+
+    kept, told = [], []
+    for task in tasks:
+        try:
+            check_class_rates(task, least)
+            kept.append(task)
+        except BadInput as error:
+            told.append(f"left out: {error}")
+    for line in told if kept else ():
+        warn(line)
+    return kept or tasks
+
+
+def _warn_of_seen(tasks: str, probe: Any, held_out: float, seed: int) -> None:
+    """Says where discovered tasks are to be scored on samples that their search has seen."""
+    from taskatlas.tasks.files import read_held_out
+    from taskatlas.tasks.samples import hold_out
+
+    unseen = read_held_out(Path(tasks))
+    if unseen is None:
+        return
+    asked = {probe.ids[row] for row in hold_out(probe.ids, held_out, seed)[1]}
+    seen = len(asked.difference(unseen))
+    if seen:
+        warn(
+            f"the search of {tasks} saw {seen} of the {len(asked)} samples that networks are asked about, so that the "
+            "scores flatter. Give its --seed and --held-out."
+        )
+
+
+def _shown(scores: Sequence[Any]) -> tuple[list[str], list[list[Any]]]:
+    """The table for people: what fits into 80 columns, each value with the reach of its interval."""
+    nulls = list(dict.fromkeys(name for score in scores for name in score.nulls))
+    rows = []
+    for one in sorted(scores, key=lambda score: -score.agreement):
+        low, high = one.interval
+        reach = max(high - one.agreement, one.agreement - low)
+        row = [one.task, _with_reach(f"{one.agreement:.3f}", reach), one.accuracy, one.fit]
+        for name in nulls:
+            lift, end, _ = one.lift[name]
+            row.append(_with_reach(f"{lift:+.3f}", lift - end))
+        rows.append(row)
+    return ["task", "agreement", "accuracy", "fit", *(f"lift over {name}" for name in nulls)], rows
+
+
+def _with_reach(value: str, reach: float) -> str:
+    return value if math.isnan(reach) else f"{value} ± {reach:.3f}"
 
 
 def _unique(columns: list[str]) -> list[str]:

@@ -41,7 +41,7 @@ def discover(
     truncate: NotNegative = 5,
     checkpoint: Annotated[bool, Parameter(negative=())] = False,
     temperature: float = 5.0,
-    diversity: Literal["uniformity", "information"] = "uniformity",
+    diversity: Literal["uniformity", "information"] | None = None,
     coefficient: float = 0.4,
     fresh_heads: Annotated[bool, Parameter(negative=())] = False,
     held_out: float = 0.2,
@@ -56,13 +56,13 @@ def discover(
     agreement.json, portraits.json and pictures. A search that was stopped goes on when it is run again.
 
     Args:
-        data: Samples: a folder of images, .parquet, .npz, .csv of texts, or hf:NAME:SPLIT. Labels are not used, but
-            for comparison.
+        data: Samples: a folder of images, .parquet, .npz, .csv, or hf:NAME:SPLIT. A table has a column text, or columns
+            of numbers; classes in a column label, ids in a column id. Labels are not used, but for comparison.
         learner: What shall agree: mlp, small_cnn, resnet18, vit, timm:NAME, file.py:function.
         tasks: How many.
         classes: Of each task.
         encoder: The network that labels. Default: as the learner.
-        width: Dimensions of its output. Default: 8, or as many as the tasks need.
+        width: Dimensions of its output. Default: 8 (of each on the sequential route 2), or as many as the tasks need.
         features: Features (samples, d) as .npy, from a network that stays as it is: then a linear map of them labels.
         route: All tasks together, or one after the other against those accepted.
         bound: The largest similarity to an accepted task, on the sequential route.
@@ -75,7 +75,7 @@ def discover(
         truncate: So many last inner steps are differentiated; 0 for all.
         checkpoint: Train parts of the inner steps twice instead of keeping all of them in memory.
         temperature: Of the labels.
-        diversity: What keeps tasks apart.
+        diversity: What keeps tasks apart. Default: uniformity; on the sequential route always information.
         coefficient: Of the diversity.
         fresh_heads: Ask new directions at every step.
         held_out: Share of the samples that the search never sees, on which the tasks are scored.
@@ -85,17 +85,21 @@ def discover(
     """
     import numpy as np
 
+    from taskatlas.errors import BadInput
     from taskatlas.probe import Probe
-    from taskatlas.tasks.agreement import agreement_scores
+    from taskatlas.tasks.agreement import Training, agreement_scores
     from taskatlas.tasks.discovery import Search, discover_tasks
     from taskatlas.tasks.files import STATE, write_discovered
-    from taskatlas.tasks.opening import open_tasks
+    from taskatlas.tasks.opening import files_of, open_tasks
     from taskatlas.tasks.portrait import coverage, portray
     from taskatlas.tasks.sequential import discover_in_turn
     from taskatlas.tasks.similarity import similarity_matrix
 
     started = time.perf_counter()
     probe = Probe.open(data)
+    if route == "sequential" and diversity == "uniformity":
+        raise BadInput("the sequential route keeps tasks apart by information; leave out --diversity.")
+    compared = [] if known is None else open_tasks(known, probe, learner, size=size, seed=common.seed)
     out = common.out or Path("atlas")
     search = Search(
         steps=steps,
@@ -107,12 +111,13 @@ def discover(
         truncate=truncate or None,
         checkpoint=checkpoint,
         temperature=temperature,
-        diversity=diversity,
+        diversity=diversity or "uniformity",
         coefficient=coefficient,
         fresh_heads=fresh_heads,
     )
     arguments: dict[str, Any] = {
         "classes": classes,
+        "width": width,
         "encoder": encoder,
         "features": None if features is None else _features(features),
         "search": search,
@@ -124,7 +129,7 @@ def discover(
     if route == "sequential":
         found = discover_in_turn(probe, learner, n_tasks=tasks, bound=bound, states=out / STATE, **arguments)
     else:
-        found = discover_tasks(probe, learner, n_tasks=tasks, width=width, state=out / STATE, **arguments)
+        found = discover_tasks(probe, learner, n_tasks=tasks, state=out / STATE, **arguments)
     for note in found.notes:
         warn(note)
     scores = []
@@ -135,13 +140,13 @@ def discover(
             probe,
             held_out=held_out,
             seeds=repeats,
+            training=Training(batch_size=min(Training().batch_size, len(probe) - len(found.held_out))),
             least=0.0,
             size=size,
             seed=common.seed,
             device=common.device,
             engine=common.engine,
         )
-    compared = [] if known is None else open_tasks(known, probe, learner, size=size, seed=common.seed)
     covered = coverage(found.embedding, probe.ids, compared, held_out=held_out, seed=common.seed)
     portraits = portray(found.tasks, probe, known=compared, scores=scores)
     write_discovered(
@@ -153,7 +158,7 @@ def discover(
         coverage=covered,
         settings={"known": known, "repeats": repeats, "size": size},
         started=started,
-        sources=[Path(data), *([features] if features is not None else [])],
+        sources=[Path(data), *files_of(known, learner, encoder), *([features] if features is not None else [])],
     )
     for state in out.glob(f"{STATE}*"):
         state.unlink()

@@ -66,7 +66,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for position, column in enumerate(columns):
         numeric = any(isinstance(row[position], int | float) for row in rows)
-        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        width = max(len(_cell(row[position])) for row in rows) if numeric else None  # a number is never broken
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=width)
     for row in rows:
         made.add_row(*(escape(_cell(value)) for value in row))
     return made

@@ -1,12 +1,16 @@
 """``taskatlas split``."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
 
-from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, table
+from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, table, warn
+
+if TYPE_CHECKING:
+    from taskatlas.tasks import Damage, Split
 
 app = App(
     name="split",
@@ -14,6 +18,7 @@ app = App(
 
     taskatlas split digits.npz --tasks atlas --target 0,1,2,3,4 --out splits
     taskatlas split photos/ --tasks untrained:4 --learner small_cnn --learn classes --out splits
+    taskatlas split imagenet/train --tasks halves:1 --learner timm:resnet50 --learn classes --size 224 --out splits
     taskatlas split celeba.parquet --tasks atlas --target list_attr_celeba.csv:Blond_Hair --out splits
     taskatlas train photos/ --model timm:resnet50 --split splits/splits/01.npz --out run
 """,
@@ -34,7 +39,7 @@ def split_data(
     reserve: float = 0.1,
     keep: Positive | None = None,
     controlled: NotNegative | None = None,
-    repeats: Positive = 3,
+    repeats: NotNegative | None = None,
     epochs: Positive = 60,
     batch_size: Positive = 128,
     learning_rate: float = 1e-3,
@@ -45,11 +50,13 @@ def split_data(
 
     A split trains where an easier task agrees with the target and tests where it does not. Writes into --out (default:
     splits): splits/01.npz (the worst) and on with their controls, .csv, group_DRO's image_id,partition, manifest.json,
-    splits.json, .csv and .png.
+    and where networks were trained splits.json, .csv and .png.
 
     Args:
-        data: Samples: a folder of images, .parquet, .npz, .csv of texts, or hf:NAME:SPLIT.
-        tasks: The easier tasks: a folder that `taskatlas discover` wrote, a CSV, untrained:N, human:N, random:N.
+        data: Samples: a folder of images, .parquet, .npz, .csv, or hf:NAME:SPLIT. A table has a column text, or columns
+            of numbers; classes in a column label, ids in a column id.
+        tasks: The easier tasks: a folder that `taskatlas discover` wrote, a CSV, untrained:N, human:N, random:N; or
+            halves:N, by untrained networks that put half of each class on either side, a batch of samples in memory.
         target: What is to be learned: classes of group 1 separated by commas, or FILE:COLUMN. Default: the first half
             of the classes.
         learn: The network learns the two-way target, or all classes of the data whose groups the target is.
@@ -60,7 +67,7 @@ def split_data(
         reserve: Share of all samples that is kept for validation.
         keep: So many splits, the most damaging, are written.
         controlled: So many are compared with controls. Default: all.
-        repeats: Of each training.
+        repeats: Of each training; 0: none, and splits are not ranked. Default: 3, or 0 with halves:N.
         epochs: Passes over the samples, at most.
         batch_size: Samples a step.
         learning_rate: Of AdamW.
@@ -68,37 +75,51 @@ def split_data(
     """
     from taskatlas.probe import Probe
     from taskatlas.probe.forward import chosen_device
-    from taskatlas.tasks.adversarial import controls
+    from taskatlas.tasks.adversarial import adversarial_splits, controls
     from taskatlas.tasks.agreement import Training
-    from taskatlas.tasks.damage import damage_row, rank_splits
+    from taskatlas.tasks.damage import rank_splits
     from taskatlas.tasks.files import write_splits
-    from taskatlas.tasks.opening import open_target, open_tasks
+    from taskatlas.tasks.opening import files_of, open_halves, open_target, open_tasks
     from taskatlas.tasks.task import Task
 
     started = time.perf_counter()
     probe = Probe.open(data)
-    device = chosen_device(common.device)
-    easier = open_tasks(tasks, probe, learner, size=size, seed=common.seed, device=device)
     wanted = open_target(target, probe)
-    ranked = rank_splits(
-        wanted,
-        easier,
-        learner,
-        probe,
-        labels=Task.of_probe("classes", probe) if learn == "classes" else None,
-        polarity=None if polarity == "larger" else polarity,
-        balance=balance,
-        train_share=train_share,
-        reserve=reserve,
-        controlled=controlled,
-        seeds=repeats,
-        training=Training(epochs, batch_size, learning_rate),
-        size=size,
-        seed=common.seed,
-        device=common.device,
-        engine=common.engine,
-    )
+    labels = Task.of_probe("classes", probe) if learn == "classes" else None
+    looking: dict[str, Any] = {"size": size, "seed": common.seed, "device": chosen_device(common.device)}
+    halves = open_halves(tasks, wanted, learner, probe, labels=labels, reserve=reserve, **looking)
+    easier = open_tasks(tasks, probe, learner, **looking) if halves is None else halves
+    repeats = (0 if halves else 3) if repeats is None else repeats
+    making: dict[str, Any] = {
+        "labels": labels,
+        "polarity": None if polarity == "larger" else polarity,
+        "balance": balance,
+        "train_share": train_share,
+        "reserve": reserve,
+        "seed": common.seed,
+    }
+    made, refused = adversarial_splits(wanted, easier, **making)
+    for reason in refused:
+        warn(f"left out: {reason}")
+    ranked: Sequence[tuple[Split, Damage | None]]
+    if repeats:
+        ranked = rank_splits(
+            wanted,
+            [task for task, _ in made],
+            learner,
+            probe,
+            **making,
+            controlled=controlled,
+            seeds=repeats,
+            training=Training(epochs, batch_size, learning_rate),
+            size=size,
+            device=common.device,
+            engine=common.engine,
+        )
+    else:
+        ranked = [(split, None) for _, split in made]
     written = ranked[:keep]
+    compared = [split for split, damage in written[:controlled] if damage is None or damage.controls]
     out = common.out or Path("splits")
     settings = {
         "tasks": tasks,
@@ -115,29 +136,61 @@ def split_data(
         "learning_rate": learning_rate,
         "size": size,
     }
-    made = {split.name: controls(wanted, split, seed=common.seed) for split, damage in written if damage.controls}
     write_splits(
-        written, out, data=probe, made=made, settings=settings, seed=common.seed, started=started, sources=[Path(data)]
+        written,
+        out,
+        data=probe,
+        tasks=easier,
+        target=wanted,
+        made={split.name: controls(wanted, split, seed=common.seed) for split in compared},
+        settings=settings,
+        seed=common.seed,
+        started=started,
+        sources=[Path(data), *files_of(tasks, target, learner)],
     )
-    rows = [_row(damage) for _, damage in ranked]
-    columns = ["task", "like", "accuracy", "low", "high", "random split", "random task", "reserved", "train", "test"]
     document = {
         "out": out,
         "target": wanted.name,
         "learn": learn,
-        "splits": [damage_row(damage) for _, damage in ranked],
+        "splits": [_document(split, damage) for split, damage in ranked],
         "seconds": time.perf_counter() - started,
     }
-    title = f"{counted(len(ranked), 'split')} of {wanted.name}, the most damaging first; accuracy on the test part"
-    emit(
-        common, document, [table(title, columns, rows), f"wrote {out}: splits.csv, splits.png, manifest.json, splits/"]
-    )
+    title = f"{counted(len(ranked), 'split')} of {wanted.name}"
+    columns = ["task", "train", "test", "reserved"]
+    if repeats:
+        title += ", the most damaging first; accuracy on the test part"
+        columns = [
+            "task",
+            "like",
+            "accuracy",
+            "low",
+            "high",
+            "random split",
+            "random task",
+            "reserved",
+            "train",
+            "test",
+        ]
+    wrote = "splits.csv, splits.png, manifest.json, splits/" if repeats else "manifest.json, splits/"
+    rows = [_row(split, damage) for split, damage in ranked]
+    emit(common, document, [table(title, columns, rows), f"wrote {out}: {wrote}"])
 
 
-def _row(damage: Any) -> list[Any]:
+def _document(split: Any, damage: Any) -> dict[str, Any]:
+    from taskatlas.tasks.damage import damage_row
+
+    if damage is not None:
+        return damage_row(damage)
+    sizes = {"train": len(split.train), "test": len(split.test), "reserved": len(split.reserved)}
+    return {"split": split.name, "task": split.how["task"], "polarity": split.how["polarity"], **sizes}
+
+
+def _row(split: Any, damage: Any) -> list[Any]:
+    called = split.how["task"] if split.how["polarity"] == "as given" else f"not {split.how['task']}"
+    if damage is None:
+        return [called, len(split.train), len(split.test), len(split.reserved)]
     found, controls = damage.found, damage.controls
     beside = [controls[name].accuracy if name in controls else None for name in ("random split", "random task")]
     low, high = found.interval
     ends = [low, high] if len(found.values) > 1 else [None, None]
-    called = damage.task if damage.polarity == "as given" else f"not {damage.task}"
     return [called, damage.similarity, found.accuracy, *ends, *beside, found.reserved, found.train, found.test]

@@ -33,7 +33,7 @@ def train(
     wordnet: Path | None = None,
     node: str | None = None,
     random_labels: Annotated[float, Parameter(negative=())] = 0.0,
-    split: Path | None = None,
+    split: str | None = None,
     probe: str | None = None,
     snapshots: str = "1.3",
     imprint: float | None = None,
@@ -66,7 +66,9 @@ def train(
         node: Where in the hierarchy.
         random_labels: Share of the samples whose label is drawn at random.
         split: Learn the train part of a split (.npz of `taskatlas split`, or a .csv of id,part) and its target, and say
-            how many samples of its test and reserved parts are right; its controls are splits too.
+            how many samples of its test and reserved parts are right; its controls are splits too. Or one of those
+            published as positions in the data's order (.torch, .pt, .pth, .json), which learns the data's own classes:
+            FILE:NAME where there are several.
         probe: What predictions are recorded on; labels and classes as in the data.
         snapshots: Each snapshot so many times as late as the last, or every:N for one every N steps.
         imprint: Record by the distance of features to the mean of each of the probe's own classes, with this
@@ -125,7 +127,8 @@ def train(
         if chosen is not None and imprint is None and asked.labels is not None:
             asked = _subset(asked, chosen)
         recorder = _recorder(asked, out / RECORD, called, network.prepare, snapshots, imprint, batch_size)
-    files = [Path(path) for path in (data, probe, split, wordnet, (classes or "").rpartition(":")[0], classes) if path]
+    named = [part for said in (classes, split) if said for part in (said, said.rpartition(":")[0])]
+    files = [Path(path) for path in (data, probe, wordnet, *named) if path]
     rows = train_to_folder(
         out,
         network,
@@ -135,7 +138,7 @@ def train(
         written=[] if recorder is None else [RECORD],
         inputs={} if recorder is None else {"probe": recorder.probe.digest},
         settings={"name": called, "random_labels": random_labels, "snapshots": snapshots, "imprint": imprint}
-        | ({} if split is None else {"split": split.name}),
+        | ({} if split is None else {"split": Path(split).name}),
         sources=files,
         workers=workers,
         device=common.device,
@@ -165,14 +168,14 @@ def train(
     emit(common, document, [table(title, columns, [list(row) for row in shown]), *told, *wrote])
 
 
-def _parts(split: Path, data: Any, classes: str | None, wordnet: Path | None) -> dict[str, Any]:
+def _parts(split: str, data: Any, classes: str | None, wordnet: Path | None) -> dict[str, Any]:
     """The parts of a split, each with the split's target as its labels."""
     from taskatlas.errors import BadInput
-    from taskatlas.tasks import Split
+    from taskatlas.tasks.split_files import open_split
 
     if classes is not None or wordnet is not None:
         raise BadInput("a split says itself what is learned; leave out either --split or the choice of classes.")
-    parts = Split.load(split).probes(data)
+    parts = open_split(split, data).probes(data)
     if parts["train"].labels is None or not parts["train"].labels.any():
         raise BadInput(f"the target of {split} has one class; there is nothing to learn.")
     return parts

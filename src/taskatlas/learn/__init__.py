@@ -4,7 +4,7 @@ from .networks import flat_mlp, mlp, resnet18, small_cnn, vit
 from .pictures import Preparation
 from .recipe import Recipe
 from .run import Network, new_network, read_log, train_to_folder, trained
-from .stacked import IGNORED, accuracy, outputs, train
+from .stacked import IGNORED, accuracy, has_batch_statistics, outputs, train
 from .stream import Stream
 from .streamed import Epoch, train_streamed
 
@@ -17,6 +17,7 @@ __all__ = [
     "Stream",
     "accuracy",
     "flat_mlp",
+    "has_batch_statistics",
     "mlp",
     "new_network",
     "outputs",

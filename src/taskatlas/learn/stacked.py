@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput, WorkFailed
@@ -34,10 +35,10 @@ def train(
 ) -> list[float]:
     """Trains classifiers in place with AdamW and cross-entropy, by default all on the same batches in the same order.
 
-    Learners of one structure that have neither buffers (batch statistics) nor recurrent layers train stacked, in one
-    pass of ``torch.func.vmap``; the others in turn. Either way a learner ends where it would have ended alone, up to
-    rounding (and but for dropout, whose masks differ). The order of the batches follows ``seed``, and so does dropout;
-    torch's own random state and the modes of the networks stay as they are.
+    Learners of one structure that have neither buffers nor batch statistics nor recurrent layers train stacked, in one
+    pass of ``torch.func.vmap``; the others, and those that vmap cannot run, in turn. Either way a learner ends where it
+    would have ended alone, up to rounding (and but for dropout, whose masks differ). The order of the batches follows
+    ``seed``, and so does dropout; torch's own random state and the modes of the networks stay as they are.
 
     Args:
         modules: networks that map (batch, ...) to (batch, classes), on the device of ``inputs``.
@@ -58,7 +59,7 @@ def train(
 
     Raises:
         BadInput: lengths that differ, inputs that are not finite, a target that is no class, learners that share
-            parameters.
+            parameters, a single sample a step for a learner with batch statistics.
         WorkFailed: a loss is NaN or infinite; names the learner and the epoch.
 
     Example:
@@ -71,7 +72,7 @@ def train(
     _check(modules, inputs, targets, epochs, batch_size)
     if orders is not None and len(orders) != len(modules):
         raise BadInput(f"there are {len(orders)} orders for {len(modules)} networks; give each its own, or none.")
-    groups = _alike(modules)
+    groups: list[list[int]] = []
     losses: dict[int, float] = {}
     passes = (
         (group, epoch, means)
@@ -95,6 +96,7 @@ def train(
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         with state_kept(inputs.device):
+            groups += _runnable(modules, inputs[:2], apart=orders is not None)
             for group, epoch, means in track(passes, description, total=epochs * len(groups)):
                 losses |= dict(zip(group, means.tolist(), strict=True))
                 for learner in group:
@@ -137,6 +139,16 @@ def outputs(module: nn.Module, x: Shaped[Tensor, "n *rest"]) -> Float[Tensor, "n
         return torch.cat([module(batch) for batch in torch.split(x, _EVALUATED)])
 
 
+def has_batch_statistics(module: nn.Module) -> bool:
+    """Whether what a network says of a sample may depend on others of a batch: it normalises by batch, or has buffers.
+
+    Example:
+        >>> has_batch_statistics(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))), has_batch_statistics(nn.ReLU())
+        (True, False)
+    """
+    return next(module.buffers(), None) is not None or any(isinstance(part, _BatchNorm) for part in module.modules())
+
+
 def _fit(
     learners: list[nn.Module],
     inputs: Tensor,
@@ -170,7 +182,7 @@ def _fit(
     for _ in range(epochs):
         sums = torch.zeros(2, len(learners), device=inputs.device)  # loss, right predictions
         order = torch.stack([torch.randperm(len(inputs), generator=own) for own in drawing]).to(inputs.device)
-        for rows in torch.split(order, batch_size, dim=1):
+        for rows in _batches(order, batch_size, whole=has_batch_statistics(learners[0])):
             logits = forward(inputs[rows if apart else rows[0]])
             if logits.ndim != 3 or logits.shape[-1] <= highest:
                 raise BadInput(
@@ -196,6 +208,16 @@ def _fit(
     optimizer.zero_grad()
     if len(learners) > 1:
         _unstack(parameters, learners, going.nonzero().flatten().tolist())
+
+
+def _batches(order: Int64[Tensor, "orders n"], size: int, *, whole: bool) -> Sequence[Tensor]:
+    """Batches of an order; a last one of a single sample, which has no deviation, goes with the one before."""
+    batches = list(torch.split(order, size, dim=1))
+    if whole and len(batches) > 1 and batches[-1].shape[1] == 1:
+        batches[-2:] = [torch.cat(batches[-2:], dim=1)]
+    if whole and batches[0].shape[1] == 1:
+        raise BadInput("a learner with batch statistics cannot learn from one sample a step. Give larger batches.")
+    return batches
 
 
 def _alone(learner: nn.Module, apart: bool) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
@@ -224,12 +246,30 @@ def _unstack(parameters: dict[str, Tensor], learners: list[nn.Module], positions
             own.copy_(parameters[name][position])
 
 
+def _runnable(modules: Sequence[nn.Module], few: Tensor, *, apart: bool) -> list[list[int]]:
+    """The groups of ``_alike``; one that fails under vmap on a few samples, such as by an ``if``, is taken apart."""
+    groups: list[list[int]] = []
+    for group in _alike(modules):
+        stackable = len(group) == 1 or _runs_stacked([modules[position].train() for position in group], few, apart)
+        groups += [group] if stackable else [[position] for position in group]
+    return groups
+
+
+@torch.no_grad()
+def _runs_stacked(learners: list[nn.Module], few: Tensor, apart: bool) -> bool:
+    try:
+        _stacked(learners, apart)[1](few.expand(len(learners), *few.shape) if apart else few)
+    except Exception:  # in turn it runs, or its own error is told
+        return False
+    return True
+
+
 def _alike(modules: Sequence[nn.Module]) -> list[list[int]]:
     """Positions of modules that can train stacked; one that cannot is a group of its own."""
     groups: list[list[int]] = []
     for position, module in enumerate(modules):
         recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())  # vmap cannot batch their kernels
-        stackable = next(module.buffers(), None) is None and not recurrent
+        stackable = not has_batch_statistics(module) and not recurrent
         group = next((g for g in groups if stackable and _same_structure(modules[g[0]], module)), None)
         if group is None:
             groups.append([position])

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from taskatlas.errors import BadInput
 from taskatlas.probe.images import CHANNELS, LazyImages, Mode, encode_png, mode_of
 from taskatlas.probe.samples import Coded, Samples, named_labels
+from taskatlas.probe.tables import number_columns
 
 _OURS = b"taskatlas"  # metadata key: what a saved probe is
 _HUGGING_FACE = b"huggingface"  # metadata key: which columns decode as images and class labels
@@ -57,12 +58,13 @@ def read_parquet(
     label: str | None = None,
     mode: Mode = "RGB",
 ) -> Samples:
-    """A saved probe, or the images or texts of any Parquet file; encoded images stay on disk.
+    """A saved probe, or the images, texts or rows of numbers of any Parquet file; encoded images stay on disk.
 
     Args:
         path: the file.
         image: the column of encoded images; None: image, or the only column that holds some.
-        text: the column of texts, instead of images; None: text, where there are no images.
+        text: the column of texts, instead of images; None: text, where there are no images. Where there is neither, all
+            columns but those of labels and ids are numbers, a row a sample.
         label: the column of labels; None: label, where there is one.
         mode: what images are converted to; a saved probe knows its own.
 
@@ -92,10 +94,15 @@ def read_parquet(
             return Samples("image", LazyImages(ParquetImages(path, image), mode), ids, *coded)
         if text is not None:
             return Samples("text", _plain(file, text, path), ids, *coded)
-    raise BadInput(
-        f"{path} has neither a column of encoded images nor one named text; its columns are {', '.join(names)}. "
-        "Name one: Probe.from_parquet(path, image=...) or text=..."
-    )
+        numeric = [name for name in names if name not in ("id", label)]
+        wrong = next((name for name in numeric if not _is_number(schema.field(name).type)), None)
+        if wrong is not None or not numeric:
+            raise BadInput(
+                f"{path} has neither a column of encoded images nor one named text, and "
+                + (f"column {wrong!r} holds no numbers; " if wrong is not None else "")
+                + f"its columns are {', '.join(names)}. Name one: Probe.from_parquet(path, image=...) or text=..."
+            )
+        return Samples("array", number_columns({name: _plain(file, name, path) for name in numeric}, path), ids, *coded)
 
 
 def little_endian(array: np.ndarray) -> np.ndarray:
@@ -257,6 +264,10 @@ def _holds_images(schema: Any, column: str) -> bool:
 
 def _is_binary(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_number(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:

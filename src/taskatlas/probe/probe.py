@@ -166,9 +166,10 @@ class Probe:
     def open(cls, path: Path | str) -> "Probe":
         """A probe out of whatever a path leads to.
 
-        Parquet (a saved probe, or a column of images or texts), a folder of images, .npy, .npz with x and y, .txt with
-        a sample a line, .csv or .tsv with a column text, .conll with words in columns; ``hf:NAME:SPLIT`` for a data set
-        of Hugging Face, by its id or the folder it was saved to. The ``from_`` functions take more settings.
+        Parquet (a saved probe, a column of images or texts, or columns of numbers), a folder of images, .npy, .npz with
+        x and y, .txt with a sample a line, .csv or .tsv with a column text or columns of numbers, .conll with words in
+        columns; ``hf:NAME:SPLIT`` for a data set of Hugging Face, by its id or the folder it was saved to. In tables
+        labels are in the column label, ids in the column id. The ``from_`` functions take more settings.
 
         Raises:
             BadInput: nothing there, or nothing that can be read as a probe.
@@ -251,7 +252,10 @@ class Probe:
         label: str | None = None,
         mode: Mode = "RGB",
     ) -> "Probe":
-        """A probe of the encoded images or the texts in a Parquet file; ids are its column id, or the positions.
+        """A probe of the encoded images, the texts or the rows of numbers in a Parquet file.
+
+        Ids are its column id, or the positions. Where there are neither images nor texts, all columns but those of
+        labels and ids are numbers.
 
         Args:
             path: the file; encoded images stay in it until a batch needs them.
@@ -301,11 +305,12 @@ class Probe:
     def from_table(
         cls, path: Path | str, *, text: str | None = None, label: str | None = None, split: str | None = None
     ) -> "Probe":
-        """A probe of the texts in a CSV or TSV file with a heading.
+        """A probe of the texts, or the rows of numbers, in a CSV or TSV file with a heading.
 
         Args:
             path: tabs separate the columns where it ends in .tsv, else commas do.
-            text: the column of texts; None: text or sentence.
+            text: the column of texts; None: text or sentence; where there is neither, all columns but those of labels
+                and ids are numbers.
             label: the column of labels; None: label, where there is one.
             split: only rows with this value in the column split.
 

@@ -2,8 +2,9 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,11 +61,12 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_csv(path: Path, text: str | None, label: str | None, split: str | None) -> Samples:
-    """Texts out of a CSV or TSV file with a heading, quoted as spreadsheets do.
+    """Texts or rows of numbers out of a CSV or TSV file with a heading, quoted as spreadsheets do.
 
     Args:
         path: tabs separate the columns where it ends in .tsv, else commas do.
-        text: the column of texts; None: text or sentence.
+        text: the column of texts; None: text or sentence; where there is neither, all columns but those of labels and
+            ids (and split) are numbers, a row a sample.
         label: the column of labels; None: label, where there is one.
         split: keep the rows with this value in the column split; None keeps all.
 
@@ -87,11 +89,6 @@ def read_csv(path: Path, text: str | None, label: str | None, split: str | None)
 
     if text is None:
         text = next((name for name in _TEXT_COLUMNS if name in names), None)
-    if text is None:
-        raise BadInput(
-            f"{path} has no column named {' or '.join(_TEXT_COLUMNS)}; its columns are {', '.join(names)}. "
-            "Rename one, or name it: Probe.from_table(path, text=...)."
-        )
     if label is None and "label" in names:
         label = "label"
     if split is not None:
@@ -101,7 +98,32 @@ def read_csv(path: Path, text: str | None, label: str | None, split: str | None)
             raise BadInput(f"{path} has no split {split!r}; it has {', '.join(sorted(set(splits)))}.")
     ids = column("id") if "id" in names else None
     coded = read_labels(column(label), f"column {label} of {path}") if label else (None, None)
-    return Samples("text", column(text), ids, *coded)
+    if text is not None:
+        return Samples("text", column(text), ids, *coded)
+    others = ("id", label) if split is None else ("id", label, "split")
+    numeric = [name for name in names if name not in others]
+    return Samples("array", number_columns({name: column(name) for name in numeric}, path), ids, *coded)
+
+
+def number_columns(columns: Mapping[str, Sequence[Any]], path: Path) -> np.ndarray:
+    """Columns of numbers as rows, float32.
+
+    Raises:
+        BadInput: there are none, or one holds other things than numbers.
+    """
+    if not columns:
+        raise BadInput(f"{path} has neither a column named {' or '.join(_TEXT_COLUMNS)} nor columns of numbers.")
+    found = []
+    for name, entries in columns.items():
+        try:
+            found.append(np.asarray(entries, dtype=np.float32))
+        except (ValueError, TypeError) as error:
+            raise BadInput(
+                f"{path} has no column named {' or '.join(_TEXT_COLUMNS)}, and its column {name!r} holds other things "
+                f"than numbers ({error}). Call a column of texts text, one of classes label, one of names id, and fill "
+                "in what is missing."
+            ) from error
+    return np.stack(found, axis=1)
 
 
 def read_conll(path: Path, column: int) -> Samples:

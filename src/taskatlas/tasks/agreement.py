@@ -15,21 +15,20 @@ from jaxtyping import Float, Int64
 from scipy import stats
 from torch import Tensor
 
-from taskatlas.engine import Engine, run_jobs
+from taskatlas.engine import Engine
 from taskatlas.errors import BadInput
-from taskatlas.learn import IGNORED, new_network, outputs, train
+from taskatlas.learn import IGNORED, new_network, outputs
 from taskatlas.probe import Probe
 from taskatlas.probe.forward import chosen_device
 from taskatlas.store import Store, atomic_write, digest
-from taskatlas.tasks.jobs import fitting_threads, identified, seed_of, stored
+from taskatlas.tasks.jobs import fit_learners, identified, in_blocks, seed_of
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network, hold_out
-from taskatlas.tasks.task import LEAST, Task, check_class_rates
+from taskatlas.tasks.task import Task, check_class_rates
 from taskatlas.tasks.task_sets import random_tasks, untrained_tasks
 
 Differ = Literal["initialisation", "order", "half"]
 
-_TOGETHER = 8  # tasks whose learners train stacked; fixed, so that it does not depend on the engine
-_RATE = 0.1  # class rates are rounded to this before nulls are made for them
+_RATE = 0.005  # class rates are rounded to this before nulls are made for them: tasks that differ less share theirs
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def agreement_scores(
     differ: Sequence[Differ] = ("initialisation", "order"),
     training: Training | None = None,
     nulls: int = 2,
-    least: float = LEAST,
+    least: float | None = None,
     size: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -192,8 +191,9 @@ def agreement_scores(
             samples that they see (a part, for more than two).
         training: how they are trained.
         nulls: how many tasks of random labels, and of untrained networks, are scored beside, with the class rates of
-            the tasks (to a tenth); 0 for none.
-        least: the least share of a class; tasks that are more uneven are refused, for they agree by themselves.
+            the tasks (to half a hundredth); 0 for none.
+        least: the least share of a class; tasks that are more uneven are refused, for they agree by themselves. None:
+            as ``check_class_rates``.
         size: to what side images are brought.
         seed: of everything random.
         device: cpu, cuda or auto.
@@ -339,46 +339,29 @@ def _measure(
     store: Store | None,
 ) -> list[Float[np.ndarray, "seeds measures"]]:
     """Agreement, soft agreement, accuracy and fit of every task and repeat."""
-    by_classes: dict[int, list[int]] = {}
-    for position, task in enumerate(tasks):
-        by_classes.setdefault(task.classes, []).append(position)
-    groups = [
-        (classes, positions[start : start + _TOGETHER])
-        for classes, positions in by_classes.items()
-        for start in range(0, len(positions), _TOGETHER)
-    ]
-    templates = {classes: fresh_network(learner, data, classes, size=size, seed=0) for classes in by_classes}
+    templates = {
+        classes: fresh_network(learner, data, classes, size=size, seed=0)
+        for classes in dict.fromkeys(task.classes for task in tasks)
+    }
     x = as_tensor(data, next(iter(templates.values())), device)
-    keep = store if store is not None else Store.default()
-    jobs = []
-    for classes, positions in groups:
-        for repeat in range(seeds):
-            work = {
-                "learners": learners,
-                "repeat": seed_of(seed, "repeat", repeat),
-                "differ": list(differ),
-                "size": size,
-                "classes": classes,
-                **asdict(training),
-            }
-            key = identified(templates[classes], data, [tasks[i].labels for i in positions], *rows)
-            few = data.take(np.arange(min(2, len(data))))
-            labels = np.stack([tasks[i].labels for i in positions])
-            jobs.append((keep if key else None, key, work, learner, few, x, labels, *rows, training))
-    with fitting_threads(x):
-        done = run_jobs(_stored_block, jobs, engine=engine, description="training learners")
-    found: list[list[np.ndarray]] = [[] for _ in tasks]
-    for (_, positions), block in zip([group for group in groups for _ in range(seeds)], done, strict=True):
-        for position, row in zip(positions, block, strict=True):
-            found[position].append(row)
-    return [np.stack(several) for several in found]
+    keep, few = store if store is not None else Store.default(), data.take(np.arange(min(2, len(data))))
 
+    def job(positions: list[int], repeat: int) -> tuple[Any, ...]:
+        classes = tasks[positions[0]].classes
+        work = {
+            "learners": learners,
+            "repeat": seed_of(seed, "repeat", repeat),
+            "differ": list(differ),
+            "size": size,
+            "classes": classes,
+            **asdict(training),
+        }
+        labels = np.stack([tasks[i].labels for i in positions])
+        key = identified(templates[classes], data, list(labels), *rows)
+        return keep, "agreement", key, work, _block, learner, few, x, labels, *rows, training
 
-def _stored_block(
-    store: Store | None, key: Mapping[str, str] | None, work: Mapping[str, Any], *rest: Any
-) -> Float[np.ndarray, "tasks measures"]:
-    """A job: some tasks in one repeat, from the store where they are there."""
-    return stored(store, "agreement", key, work, partial(_block, dict(work), *rest))
+    kinds = [task.classes for task in tasks]
+    return in_blocks(kinds, seeds, job, x=x, engine=engine, description="training learners")
 
 
 def _block(
@@ -405,18 +388,15 @@ def _block(
             modules.append(network.module.to(x.device))
             seen = torch.from_numpy(parts == member) if "half" in differ else torch.ones(len(learned), dtype=torch.bool)
             targets.append(torch.where(seen, wanted, IGNORED))
-    train(
+    fit_learners(
         modules,
         x[torch.from_numpy(learned)],
         targets,
-        epochs=training.epochs,
-        batch_size=training.batch_size * (count if "half" in differ else 1),  # the others' samples count for nothing
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
+        larger=count if "half" in differ else 1,
         seed=repeat,
         orders=orders * len(labels) if "order" in differ else None,
-        enough=training.enough,
         description="training learners",
+        **asdict(training),
     )
     logits = [outputs(module, x).float().cpu() for module in modules]
     return np.array([_scores(logits[i * count :][:count], task, learned, held) for i, task in enumerate(labels)])
@@ -456,7 +436,7 @@ def _null(values: Float[np.ndarray, " values"]) -> Null:
 
 
 def _rounded_rates(task: Task) -> tuple[float, ...]:
-    """Class rates in steps of a tenth, the larger first; what a task and its complement have in common."""
+    """Class rates in steps of half a hundredth, the larger first; what a task and its complement have in common."""
     rates = np.maximum(np.round(np.sort(task.class_rates)[::-1] / _RATE) * _RATE, _RATE / 2)
     return tuple(np.round(rates / rates.sum(), 6).tolist())
 

@@ -13,22 +13,19 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from taskatlas.engine import Engine, run_jobs
+from taskatlas.engine import Engine
 from taskatlas.errors import BadInput
-from taskatlas.learn import IGNORED, new_network, outputs, train
+from taskatlas.learn import IGNORED, new_network, outputs
 from taskatlas.probe import Probe
 from taskatlas.probe.forward import chosen_device
 from taskatlas.store import Store, atomic_write
-from taskatlas.tasks.adversarial import Balance, Polarity, adversarial_split, controls
+from taskatlas.tasks.adversarial import Balance, Polarity, adversarial_splits, controls
 from taskatlas.tasks.agreement import Training, mean_interval
-from taskatlas.tasks.jobs import fitting_threads, identified, seed_of, stored
+from taskatlas.tasks.jobs import fit_learners, identified, in_blocks, seed_of
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network
 from taskatlas.tasks.similarity import similarity
 from taskatlas.tasks.split import RESERVED, TEST, TRAIN, Split
 from taskatlas.tasks.task import Task
-
-_TOGETHER = 8  # splits whose learners train stacked; fixed, so that it does not depend on the engine
-_COUNTED = 2  # batches are so many times larger: about half of a batch is not for training and does not count
 
 
 @dataclass(frozen=True)
@@ -112,8 +109,7 @@ def rank_splits(
         learner: the network that is to fail; see ``agreement_scores``.
         data: the samples.
         labels: what it learns, where that is not the target (the classes whose groups the target is).
-        polarity: of the tasks; None: the one in which the task agrees with the target more often, so that more samples
-            are for training.
+        polarity: see ``adversarial_splits``.
         balance: see ``adversarial_split``.
         train_share: likewise.
         reserve: share of all samples that no training sees, and on which all networks are compared.
@@ -130,30 +126,18 @@ def rank_splits(
         BadInput: no task makes a split, labels that do not fit the ids, a learner with the wrong outputs.
         WorkFailed: a loss became NaN.
     """
-    splits: list[Split] = []
-    alike: list[float] = []
-    refused: list[str] = []
-    for task in tasks:
-        agreed = float((task.on(target.ids) == target.labels).mean())
-        side: Polarity = polarity or ("as given" if agreed >= 0.5 else "complement")
-        try:
-            splits.append(
-                adversarial_split(
-                    target,
-                    task,
-                    polarity=side,
-                    labels=labels,
-                    balance=balance,
-                    train_share=train_share,
-                    reserve=reserve,
-                    seed=seed,
-                )
-            )
-            alike.append(similarity(target, Task(task.name, task.on(target.ids), target.ids)))
-        except BadInput as error:
-            refused.append(str(error))
-    if not splits:
-        raise BadInput(f"no task makes a split of this target. {refused[0] if refused else 'Give tasks.'}")
+    made, _ = adversarial_splits(
+        target,
+        tasks,
+        polarity=polarity,
+        labels=labels,
+        balance=balance,
+        train_share=train_share,
+        reserve=reserve,
+        seed=seed,
+    )
+    splits = [split for _, split in made]
+    alike = [similarity(target, task.among(target.ids)) for task, _ in made]
     measure = partial(
         measure_splits,
         learner=learner,
@@ -169,9 +153,9 @@ def rank_splits(
     falls = measure(splits)
     order = sorted(range(len(splits)), key=lambda i: (falls[i].accuracy, splits[i].name))
     checked = order[: len(order) if controlled is None else controlled]
-    made = {i: controls(target, splits[i], seed=seed) for i in checked}
-    beside = iter(measure([one for i in checked for one in made[i].values()]) if checked else [])
-    measured = {i: {name: next(beside) for name in made[i]} for i in checked}
+    drawn = {i: controls(target, splits[i], seed=seed) for i in checked}
+    beside = iter(measure([one for i in checked for one in drawn[i].values()]) if checked else [])
+    measured = {i: {name: next(beside) for name in drawn[i]} for i in checked}
     return [
         (
             splits[i],
@@ -204,7 +188,8 @@ def measure_splits(
     """Trains networks on the train part of each split and asks them about its other parts.
 
     Networks without batch statistics train stacked, up to eight splits' at a time, all with the same initialisation in
-    a repeat. The result does not depend on the order of the data or on the engine.
+    a repeat; those with them in turn, on the train part alone. The result does not depend on the order of the data or
+    on the engine.
 
     Args:
         splits: of the data's samples.
@@ -219,38 +204,39 @@ def measure_splits(
         store: where results are kept; None takes the user's.
 
     Raises:
-        BadInput: a split of other samples, a target with one class, a learner with the wrong number of outputs.
+        BadInput: no splits, a split of other samples, fewer training samples than a batch, a target with one class, a
+            learner with the wrong number of outputs.
         WorkFailed: a loss became NaN.
     """
     training = training or Training()
+    if not splits or seeds < 1:
+        raise BadInput(f"{len(splits)} splits in {seeds} repeats say nothing; give at least 1 of each.")
     data = as_numbers(data)
     aligned = [_aligned(split, data) for split in splits]
-    place = chosen_device(device)
-    by_classes: dict[int, list[int]] = {}
-    for position, (_, target) in enumerate(aligned):
-        by_classes.setdefault(int(target.max()) + 1, []).append(position)
-    templates = {classes: fresh_network(learner, data, classes, size=size, seed=0) for classes in by_classes}
-    x = as_tensor(data, next(iter(templates.values())), place)
+    for split in splits:
+        if len(split.train) < training.batch_size:
+            raise BadInput(
+                f"split {split.name!r} has {len(split.train)} training samples, fewer than a batch of "
+                f"{training.batch_size}. Give more samples or a smaller batch."
+            )
+    kinds = [(int(target.max()) + 1, _counted_in(split)) for split, (_, target) in zip(splits, aligned, strict=True)]
+    templates = {
+        classes: fresh_network(learner, data, classes, size=size, seed=0)
+        for classes in dict.fromkeys(classes for classes, _ in kinds)
+    }
+    x = as_tensor(data, next(iter(templates.values())), chosen_device(device))
     few, keep = data.take(np.arange(min(2, len(data)))), store if store is not None else Store.default()
-    groups = [
-        (classes, positions[start : start + _TOGETHER])
-        for classes, positions in by_classes.items()
-        for start in range(0, len(positions), _TOGETHER)
-    ]
-    jobs = []
-    for classes, positions in groups:
+
+    def job(positions: list[int], repeat: int) -> tuple[Any, ...]:
+        classes, larger = kinds[positions[0]]
         parts, targets = (np.stack([aligned[i][which] for i in positions]) for which in (0, 1))
-        for repeat in range(seeds):
-            work = {"classes": classes, "repeat": seed_of(seed, "fall", repeat), "size": size, **asdict(training)}
-            key = identified(templates[classes], data, parts, targets)
-            jobs.append((keep if key else None, key, work, learner, few, x, parts, targets, training))
-    with fitting_threads(x):
-        done = run_jobs(_stored_block, jobs, engine=engine, description="training on splits")
-    found: list[list[np.ndarray]] = [[] for _ in splits]
-    for (_, positions), block in zip([group for group in groups for _ in range(seeds)], done, strict=True):
-        for position, row in zip(positions, block, strict=True):
-            found[position].append(row)
-    return [_fall(np.stack(rows), split) for rows, split in zip(found, splits, strict=True)]
+        work = {"classes": classes, "repeat": seed_of(seed, "fall", repeat), "size": size, "larger": larger}
+        work |= asdict(training)
+        key = identified(templates[classes], data, parts, targets)
+        return keep, "split", key, work, _block, learner, few, x, parts, targets, training
+
+    found = in_blocks(kinds, seeds, job, x=x, engine=engine, description="training on splits")
+    return [_fall(rows, split) for rows, split in zip(found, splits, strict=True)]
 
 
 def save_damage(path: Path | str, ranked: Sequence[Damage]) -> None:
@@ -318,11 +304,9 @@ def _aligned(split: Split, data: Probe) -> tuple[Int64[np.ndarray, " n"], Int64[
     return split.parts[rows], split.target[rows]
 
 
-def _stored_block(
-    store: Store | None, key: Mapping[str, str] | None, work: Mapping[str, Any], *rest: Any
-) -> Float[np.ndarray, "splits measures"]:
-    """A job: some splits in one repeat, from the store where they are there."""
-    return stored(store, "split", key, work, partial(_block, dict(work), *rest))
+def _counted_in(split: Split) -> int:
+    """In how many samples there is one for training, to the next whole number."""
+    return max(1, round(len(split) / len(split.train)))
 
 
 def _block(
@@ -339,17 +323,14 @@ def _block(
         new_network(learner, few, work["classes"], size=work["size"], seed=work["repeat"]).module.to(x.device)
         for _ in parts
     ]
-    train(
+    fit_learners(
         modules,
         x,
         [torch.from_numpy(np.where(own == TRAIN, wanted, IGNORED)) for own, wanted in zip(parts, targets, strict=True)],
-        epochs=training.epochs,
-        batch_size=_COUNTED * training.batch_size,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
+        larger=work["larger"],
         seed=work["repeat"],
-        enough=training.enough,
         description="training on splits",
+        **asdict(training),
     )
     rows = []
     for module, own, wanted in zip(modules, parts, targets, strict=True):

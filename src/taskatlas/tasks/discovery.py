@@ -20,11 +20,11 @@ from taskatlas.probe.forward import chosen_device
 from taskatlas.store import atomic_write, digest
 from taskatlas.tasks.diversity import information_with, pairwise_information, uniformity
 from taskatlas.tasks.encoder import TaskEncoder, soft_labels
-from taskatlas.tasks.jobs import fitting_threads, seed_of
+from taskatlas.tasks.jobs import fitting_threads, seed_of, source_of
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, canonical, fresh_network, hold_out
-from taskatlas.tasks.task import Task
+from taskatlas.tasks.task import Task, least_rate
 from taskatlas.tasks.task_sets import rotated_heads
-from taskatlas.tasks.unrolled import sqrt_segment, stack_learners, unrolled_gradient
+from taskatlas.tasks.unrolled import can_stack, sqrt_segment, stack_learners, unrolled_gradient
 
 Diversity = Literal["uniformity", "information"]
 Watch = Callable[["Step"], object]
@@ -101,6 +101,10 @@ class Step(NamedTuple):
     similarity: float  # mean over pairs of tasks, on the batch; NaN for a single one
 
 
+class ConstantTasks(WorkFailed):
+    """A search ended with all samples of each task in one class."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Discovered:
     """Tasks that a discovery found, and the embedding that they ask about.
@@ -112,7 +116,7 @@ class Discovered:
         held_out: ids of the samples that the search never saw.
         history: a row for each step.
         settings: of the search.
-        notes: what there is to mind, a sentence each.
+        notes: what there is to mind, a sentence each, such as tasks that are constant and left out.
         encoder: the network, while it is in memory.
     """
 
@@ -207,7 +211,8 @@ def discover_tasks(
         features: of the data, from a network that stays as it is: the regulated form, in which the encoder learns a
             map of these alone.
         search: settings.
-        known: tasks that are accepted already: mutual information with them is added to the diversity term.
+        known: tasks that are accepted already, of any number of classes: mutual information with them is added to the
+            diversity term.
         held_out: share of the samples that the search never sees.
         size: to what side images are brought.
         seed: of everything random.
@@ -218,7 +223,8 @@ def discover_tasks(
 
     Raises:
         BadInput: fewer samples than a batch, a learner with the wrong number of outputs, a state of another search.
-        WorkFailed: the learners' loss became NaN; names the step and suggests a rate.
+        WorkFailed: the learners' loss became NaN (names the step and suggests a rate), or all tasks are constant. The
+            saved state is removed, for the same search would end alike.
 
     Example:
         >>> x = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
@@ -228,8 +234,8 @@ def discover_tasks(
         (2, (400, 4))
     """
     search = search or Search()
-    if n_tasks < 1:
-        raise BadInput(f"{n_tasks} tasks cannot be found; give at least 1.")
+    if n_tasks < 1 or classes < 2:
+        raise BadInput(f"{n_tasks} tasks of {classes} classes cannot be found; give at least 1 task of 2 classes.")
     given = None if features is None else _features(features, data)
     ids, order = data.ids, canonical(np.arange(len(data)), data.ids)
     data = as_numbers(data)
@@ -251,16 +257,22 @@ def discover_tasks(
     network = TaskEncoder(labelling.module.to(place), looked[rows[:4096]])
     random = np.random.default_rng(seed_of(seed, "heads"))
     heads = torch.from_numpy(rotated_heads(n_tasks, classes, width, random)).to(looked)
-    others = [torch.from_numpy(task.on(data.ids)) for task in known]
-    job = _Job(
-        search, learner, data.take(np.arange(min(2, len(data)))), classes, size, seed, x, looked, rows, heads, others
+    few, others = data.take(np.arange(min(2, len(data)))), [torch.from_numpy(task.on(data.ids)) for task in known]
+    stackable = can_stack(template.module.to(place), x[:2])
+    job = _Job(search, learner, few, classes, size, seed, x, looked, rows, heads, others, stackable)
+    key = _key(
+        (template, labelling), data, given, search, n_tasks, classes, width, held_out, size, seed, split_seed, known
     )
-    key = _key(template, labelling, data, given, search, n_tasks, classes, width, held_out, seed, split_seed, known)
-    with fitting_threads(x):
-        history = _run(job, network, key, state, watch)
-        network.settle(looked[rows])
-        h = network.embed(looked)
-    found = _tasks(soft_labels(h, heads, search.temperature), data.ids, seed)
+    try:
+        with fitting_threads(x):
+            history = _run(job, network, key, state, watch)
+            network.settle(looked[rows])
+            h = network.embed(looked)
+        found, asked = _tasks(soft_labels(h, heads, search.temperature), data.ids, seed)
+    except WorkFailed:
+        if state is not None:
+            state.unlink(missing_ok=True)
+        raise
     back = np.argsort(order)  # to the order in which the data came
     settings = {**asdict(search), "learner": template.builder, "encoder": labelling.builder, "seed": seed}
     settings |= {
@@ -273,11 +285,11 @@ def discover_tasks(
     return Discovered(
         tuple(task.among(ids) for task in found),
         h.double().cpu().numpy()[back],
-        heads.double().cpu().numpy(),
+        heads.double().cpu().numpy()[asked],
         tuple(data.ids[row] for row in held),
         tuple(history),
         settings,
-        _notes(history, search),
+        _notes(history, search, found, n_tasks),
         network,
     )
 
@@ -302,6 +314,7 @@ class _Job:
     rows: Tensor  # that may be looked at
     heads: Tensor
     known: Sequence[Tensor]
+    stackable: bool  # whether learners run under vmap
 
 
 def _run(job: _Job, network: TaskEncoder, key: str, state: Path | None, watch: Watch | None) -> list[Step]:
@@ -343,7 +356,7 @@ def _step(job: _Job, network: TaskEncoder, optimizer: torch.optim.Optimizer, num
         new_network(job.learner, job.few, job.classes, size=job.size, seed=own + member).module.to(job.x.device)
         for member in range(2 * count)
     ]
-    weights, forward = stack_learners(modules)
+    weights, forward = stack_learners(modules, at_once=job.stackable)
     h = network.of_batch(job.looked[batch])
     labels = soft_labels(h, heads, search.temperature)
     halves = labels[chosen].view(count, 2, half, job.classes)
@@ -362,7 +375,8 @@ def _step(job: _Job, network: TaskEncoder, optimizer: torch.optim.Optimizer, num
     )
     apart = uniformity(h) if search.diversity == "uniformity" else pairwise_information(labels)
     if job.known:
-        soft = torch.stack([torch.nn.functional.one_hot(one[batch], job.classes).to(labels) for one in job.known])
+        count = max(int(one.max()) + 1 for one in job.known)
+        soft = torch.stack([torch.nn.functional.one_hot(one[batch], count).to(labels) for one in job.known])
         apart = apart + information_with(labels, soft)
     surrogate = (halves * unrolled.gradient).sum() + search.coefficient * apart
     optimizer.zero_grad()
@@ -392,31 +406,42 @@ def _similarity(labels: Int64[Tensor, "tasks n"]) -> float:
     return float(pairs.mean())
 
 
-def _tasks(labels: Float[Tensor, "tasks n classes"], ids: tuple[str, ...], seed: int) -> list[Task]:
+def _tasks(labels: Float[Tensor, "tasks n classes"], ids: tuple[str, ...], seed: int) -> tuple[list[Task], list[int]]:
+    """The tasks that are not constant, and which heads asked them."""
     logs = labels.double().log().cpu()
     top = logs.topk(2, dim=-1).values
     certain = (top[..., 0] - top[..., 1]).float().numpy()
     hard = logs.argmax(-1).numpy()
-    for number, row in enumerate(hard):
-        if row.min() == row.max():
-            raise WorkFailed(
-                f"discovered task {number} is constant: all samples are of one class. Raise the coefficient of "
-                "diversity, or search for fewer tasks."
-            )
-    return [
-        Task(f"discovered {number}", row, ids, certain[number], f"discovered, seed {seed}")
-        for number, row in enumerate(hard)
-    ]
+    asked = [number for number, row in enumerate(hard) if row.min() < row.max()]
+    if not asked:
+        raise ConstantTasks(
+            f"all discovered tasks ({len(hard)}) are constant: all samples are of one class. Raise the coefficient of "
+            "diversity, or search for fewer tasks."
+        )
+    note = f"discovered, seed {seed}"
+    return [Task(f"discovered {i}", hard[number], ids, certain[number], note) for i, number in enumerate(asked)], asked
 
 
-def _notes(history: Sequence[Step], search: Search) -> tuple[str, ...]:
+def _notes(history: Sequence[Step], search: Search, found: Sequence[Task], wanted: int) -> tuple[str, ...]:
+    notes = []
     fit = float(np.mean([row.fit for row in history[-_SETTLED:]]))
-    if fit >= _UNFIT:
-        return ()
-    return (
-        f"learners fit only {fit:.2f} of their own labels in {search.inner_steps} inner steps at a rate of "
-        f"{search.inner_rate:g}: raise either, for what they agree on may be that they did not learn",
-    )
+    if fit < _UNFIT:
+        notes.append(
+            f"learners fit only {fit:.2f} of their own labels in {search.inner_steps} inner steps at a rate of "
+            f"{search.inner_rate:g}: raise either, for what they agree on may be that they did not learn"
+        )
+    if len(found) < wanted:
+        notes.append(
+            f"{wanted - len(found)} of {wanted} tasks are constant and left out: raise the coefficient of diversity, "
+            "or search for fewer tasks"
+        )
+    notes += [
+        f"{task.name} is nearly constant: its smallest class has {100 * task.class_rates.min():.1f} % of the samples, "
+        "and on so uneven a task networks agree by themselves"
+        for task in found
+        if task.class_rates.min() < least_rate(task.classes)
+    ]
+    return tuple(notes)
 
 
 def _features(features: Features | np.ndarray, data: Probe) -> np.ndarray:
@@ -426,19 +451,11 @@ def _features(features: Features | np.ndarray, data: Probe) -> np.ndarray:
     return x.reshape(len(x), -1).astype(np.float32)
 
 
-def _key(
-    template: Network, labelling: Network, data: Probe, given: np.ndarray | None, search: Search, *others: Any
-) -> str:
-    """Names a search: its data, its networks and its settings."""
-    shapes = [
-        {name: list(value.shape) for name, value in network.module.state_dict().items()}
-        for network in (template, labelling)
-    ]
+def _key(networks: Sequence[Network], data: Probe, given: np.ndarray | None, search: Search, *others: Any) -> str:
+    """Names a search: its data, its networks (as far as their source can be read) and its settings."""
     *plain, known = others
-    names = [template.builder, labelling.builder]
-    return digest(
-        "discovery", data.digest, given, names, shapes, asdict(search), plain, [task.digest for task in known]
-    )
+    built = [(network.builder, source_of(network), repr(network.module)) for network in networks]
+    return digest("discovery", data.digest, given, built, asdict(search), plain, [task.digest for task in known])
 
 
 def _save(

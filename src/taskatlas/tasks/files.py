@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from taskatlas.errors import BadInput
 from taskatlas.probe import Probe
-from taskatlas.store import output_folder
+from taskatlas.store import digest, output_folder
 from taskatlas.tasks.agreement import Agreement, load_agreements, save_agreements
 from taskatlas.tasks.damage import Damage, load_damage, save_damage
 from taskatlas.tasks.discovery import Discovered, Step
@@ -26,6 +26,7 @@ from taskatlas.tasks.drawing import (
 from taskatlas.tasks.portrait import Portrait
 from taskatlas.tasks.similarity import similarity_matrix
 from taskatlas.tasks.split import Split
+from taskatlas.tasks.task import Task
 from taskatlas.tasks.task_files import CERTAINTY, TASKS, read_tasks, write_certainty, write_tasks
 
 AGREEMENT, DISCOVERY, PORTRAITS, DAMAGE, STATE = (
@@ -35,7 +36,7 @@ AGREEMENT, DISCOVERY, PORTRAITS, DAMAGE, STATE = (
     "splits.json",
     "discovery.state",
 )
-SPLITS = "splits"
+SPLITS, MANIFEST = "splits", "manifest.json"
 _EMBEDDING, _HISTORY, _ENCODER = "embedding.npz", "history.csv", "encoder.safetensors"
 
 
@@ -44,6 +45,7 @@ def write_agreements(
     folder: Path,
     *,
     data: Probe,
+    tasks: Sequence[Task] = (),
     settings: Mapping[str, Any],
     seed: int,
     started: float | None = None,
@@ -54,7 +56,8 @@ def write_agreements(
     Raises:
         BadInput: the folder cannot be written.
     """
-    with _folder(folder, "agree", {"data": data.digest}, settings, sources, seed, started) as staging:
+    inputs = {"data": data.digest, "tasks": _digest_of(tasks)}
+    with _folder(folder, "agree", inputs, settings, sources, seed, started) as staging:
         save_agreements(staging / AGREEMENT, scores)
         _write_table(staging / "agreement.csv", *agreement_table(scores))
         _save_picture(draw_agreements(scores).figure, staging / "agreement.png")
@@ -175,25 +178,30 @@ def read_discovered(folder: Path) -> Discovered:
 
 
 def write_splits(
-    ranked: Sequence[tuple[Split, Damage]],
+    ranked: Sequence[tuple[Split, Damage | None]],
     folder: Path,
     *,
     data: Probe,
+    tasks: Sequence[Task] = (),
+    target: Task | None = None,
     made: Mapping[str, Mapping[str, Split]] | None = None,
     settings: Mapping[str, Any],
     seed: int,
     started: float | None = None,
     sources: Iterable[Path] = (),
 ) -> Path:
-    """Writes splits with their controls, what they do, a picture and a receipt; returns the path of ``splits.json``.
+    """Writes splits with their controls, what they do, a picture and a receipt; returns the path of the manifest.
 
     Each split is ``splits/RANK.npz`` and ``.csv``, its controls ``RANK-random-task.npz`` and ``RANK-random-split.npz``;
-    ``manifest.json`` says of each how it was made, its sizes and its classes' shares.
+    ``manifest.json`` says of each how it was made, its sizes and its classes' shares. What they do is in
+    ``splits.json``, ``.csv`` and ``.png``, where it was measured.
 
     Args:
-        ranked: splits with what they do, the most damaging first.
+        ranked: splits with what they do, the most damaging first; None: that was not measured.
         folder: where they belong.
         data: the samples.
+        tasks: that made the splits, and
+        target: for the receipt.
         made: the controls of splits, by the splits' names.
         settings: for the receipt.
         seed: of everything random.
@@ -203,8 +211,9 @@ def write_splits(
     Raises:
         BadInput: the folder cannot be written.
     """
-    damages = [damage for _, damage in ranked]
-    with _folder(folder, "split", {"data": data.digest}, settings, sources, seed, started) as staging:
+    damages = [damage for _, damage in ranked if damage is not None]
+    inputs = {"data": data.digest, "tasks": _digest_of(tasks)} | ({} if target is None else {"target": target.digest})
+    with _folder(folder, "split", inputs, settings, sources, seed, started) as staging:
         (staging / SPLITS).mkdir()
         manifest = {}
         for rank, (split, _) in enumerate(ranked, start=1):
@@ -216,11 +225,12 @@ def write_splits(
                 manifest[f"{SPLITS}/{stem}.npz"] = one.manifest()
             split.save(staging / SPLITS / f"{rank:02}.csv")
             split.save_group_dro(staging / SPLITS / f"{rank:02}-partition.csv")
-        _write_json(staging / "manifest.json", manifest)
-        save_damage(staging / DAMAGE, damages)
-        _write_table(staging / "splits.csv", *damage_table(damages))
-        _save_picture(draw_damage(damages).figure, staging / "splits.png")
-    return folder / DAMAGE
+        _write_json(staging / MANIFEST, manifest)
+        if damages:
+            save_damage(staging / DAMAGE, damages)
+            _write_table(staging / "splits.csv", *damage_table(damages))
+            _save_picture(draw_damage(damages).figure, staging / "splits.png")
+    return folder / MANIFEST
 
 
 def damage_table(ranked: Sequence[Damage]) -> tuple[list[str], list[list[Any]]]:
@@ -253,6 +263,25 @@ def read_damage(folder: Path) -> list[Damage]:
         BadInput: there are none.
     """
     return load_damage(folder / DAMAGE)
+
+
+def read_held_out(folder: Path) -> tuple[str, ...] | None:
+    """Ids of the samples that a discovery in a folder never saw; None where there is no discovery.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    if not (folder / _EMBEDDING).is_file():
+        return None
+    try:
+        with np.load(folder / _EMBEDDING, allow_pickle=False) as archive:
+            return tuple(archive["held_out"].tolist())
+    except Exception as error:  # a damaged archive fails in many ways
+        raise BadInput(f"{folder / _EMBEDDING} cannot be read ({error}). Run `taskatlas discover` again.") from error
+
+
+def _digest_of(tasks: Sequence[Task]) -> str:
+    return digest("tasks", [task.digest for task in tasks])
 
 
 def _folder(

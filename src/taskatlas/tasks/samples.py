@@ -1,6 +1,6 @@
 """A data set as tensors in memory, and the rows of it that nobody learns from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ Learner = str | Callable[..., Any]
 Rows = Int64[np.ndarray, "_"]
 
 _WORDS = 1024  # columns that the words of a text are counted in
-_FLAT = 1e-3  # deviation below which a column is taken for constant
+_FLAT = 1e-6  # deviation, in units of a column's largest number, below which it is constant but for rounding
 _HELD_OUT = 71  # what the random generator is for
 _PREPARED = 512  # samples prepared at a time
 
@@ -45,7 +45,8 @@ def as_numbers(probe: Probe) -> Probe:
     if probe.kind == "array":
         x = np.asarray(probe.inputs, dtype=np.float32)
         axes = 0 if x.ndim == 2 else None
-        scale = np.maximum(x.std(axis=axes, dtype=np.float64), _FLAT)
+        spread, large = x.std(axis=axes, dtype=np.float64), np.abs(x).max(axis=axes)
+        scale = np.where(spread > _FLAT * large, spread, np.inf)
         x = ((x - x.mean(axis=axes, dtype=np.float64)) / scale).astype(np.float32)
         return Probe("array", x, probe.ids, probe.labels, probe.class_names)
     if probe.kind == "words":
@@ -63,17 +64,24 @@ def as_tensor(probe: Probe, network: Network, device: str = "cpu") -> Tensor:
     Raises:
         BadInput: the network's preparation makes other than one tensor of them.
     """
-    parts = []
-    starts = range(0, len(probe), _PREPARED)
+    return torch.cat(list(in_batches(probe, network, _PREPARED))).to(device)
+
+
+def in_batches(probe: Probe, network: Network, size: int) -> Iterator[Tensor]:
+    """Samples as a network takes them, some at a time, in their order.
+
+    Raises:
+        BadInput: the network's preparation makes other than one tensor of them.
+    """
+    starts = range(0, len(probe), size)
     for start in track(starts, "reading samples") if len(starts) > 8 else starts:
-        rows = range(start, min(start + _PREPARED, len(probe)))
+        rows = range(start, min(start + size, len(probe)))
         made = prepare_samples(network.prepare, probe, rows, [probe.inputs[row] for row in rows], who="the learner")
         if not isinstance(made, Tensor):
             raise BadInput(
                 f"the learner's preparation makes a {type(made).__name__} of samples; here it has to be one tensor."
             )
-        parts.append(made)
-    return torch.cat(parts).to(device)
+        yield made
 
 
 def hold_out(ids: Sequence[str], share: float, seed: int) -> tuple[Rows, Rows]:

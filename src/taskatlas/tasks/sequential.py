@@ -8,11 +8,11 @@ import numpy as np
 
 from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.probe import Probe
-from taskatlas.tasks.discovery import Discovered, Search, discover_tasks
+from taskatlas.tasks.discovery import ConstantTasks, Discovered, Search, discover_tasks
 from taskatlas.tasks.jobs import seed_of
 from taskatlas.tasks.samples import Learner
 from taskatlas.tasks.similarity import similarity_matrix
-from taskatlas.tasks.task import LEAST, Task
+from taskatlas.tasks.task import Task, least_rate
 
 _TRIES = 3  # searches that may fail for each task
 
@@ -24,6 +24,7 @@ def discover_in_turn(
     n_tasks: int = 8,
     bound: float = 0.6,
     search: Search | None = None,
+    width: int | None = None,
     seed: int = 0,
     states: Path | None = None,
     **settings: Any,
@@ -31,7 +32,7 @@ def discover_in_turn(
     """Finds tasks one by one, with an encoder of its own each (Atanov et al., NeurIPS 2022, section 3.4, the pool).
 
     A search for a single task keeps it apart from the accepted ones by mutual information; what it finds is accepted if
-    its ``similarity`` to each of them stays below the bound and no class has less than a twentieth of the samples.
+    its ``similarity`` to each of them stays below the bound and no class has less than its ``least_rate``.
 
     Args:
         data: as ``discover_tasks``, like all else.
@@ -39,6 +40,7 @@ def discover_in_turn(
         n_tasks: how many tasks are wanted; fewer come back where three searches in a row for each find no more.
         bound: on the similarity, between a half and 1.
         search: settings of each search; its diversity is mutual information.
+        width: dimensions of each encoder's output; None: 2, or as many as the classes.
         seed: of everything random.
         states: where searches are saved, each with its number added.
         **settings: as ``discover_tasks``.
@@ -49,6 +51,8 @@ def discover_in_turn(
     """
     if not 0.5 < bound <= 1:
         raise BadInput(f"a bound of {bound:g} on similarity cannot be kept; give a number above 0.5, up to 1.")
+    if n_tasks < 1:
+        raise BadInput(f"{n_tasks} tasks cannot be found; give at least 1.")
     search = replace(search or Search(), diversity="information")
     accepted: list[Task] = []
     parts: list[Discovered] = []
@@ -60,7 +64,7 @@ def discover_in_turn(
                 data,
                 learner,
                 n_tasks=1,
-                width=max(2, settings.get("classes", 2)),
+                width=max(2, settings.get("classes", 2)) if width is None else width,
                 search=search,
                 known=accepted,
                 seed=seed_of(seed, "turn", number),
@@ -68,14 +72,15 @@ def discover_in_turn(
                 state=None if states is None else states.with_name(f"{states.name}-{number}"),
                 **settings,
             )
-        except WorkFailed as error:
-            if "constant" not in str(error):
-                raise
+        except ConstantTasks:
             refused += 1
             continue
+        except WorkFailed:
+            _remove(states)
+            raise
         task = found[0]
         alike = similarity_matrix([task], accepted).max() if accepted else 0.0
-        if alike > bound or task.class_rates.min() < LEAST:
+        if alike > bound or task.class_rates.min() < least_rate(task.classes):
             refused += 1
             continue
         name = f"discovered {len(accepted)}"
@@ -83,8 +88,15 @@ def discover_in_turn(
         parts.append(found)
         refused = 0
     if not parts:
-        raise WorkFailed(f"no search found a task with classes above {LEAST:.0%}. Raise the coefficient of diversity.")
+        _remove(states)
+        raise WorkFailed("no search found a task that is not nearly constant. Raise the coefficient of diversity.")
     return _joined(parts, accepted, n_tasks, bound, seed)
+
+
+def _remove(states: Path | None) -> None:
+    """What the searches saved, of which one failed: other settings shall find nothing in their way."""
+    for file in () if states is None else states.parent.glob(f"{states.name}-*"):
+        file.unlink()
 
 
 def _joined(parts: list[Discovered], tasks: list[Task], wanted: int, bound: float, seed: int) -> Discovered:

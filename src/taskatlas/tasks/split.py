@@ -59,10 +59,7 @@ class Split:
             raise BadInput(f"split {self.name!r} has a part that is none of 0 (train) to 3 (unused).")
         for part in (TRAIN, TEST):
             if not (self.parts == part).any():
-                raise BadInput(
-                    f"split {self.name!r} has no {PARTS[part]} samples: the task and the target "
-                    f"{'agree nowhere' if part == TRAIN else 'are the same'}. Choose another task."
-                )
+                raise BadInput(f"split {self.name!r} has no {PARTS[part]} samples; give each part some.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,10 +95,9 @@ class Split:
         Raises:
             BadInput: X has another number of samples than the split.
         """
-        if X is not None and len(X) != len(self):
-            raise BadInput(
-                f"split {self.name!r} is of {len(self)} samples and X has {len(X)}; give the same, in order."
-            )
+        rows = len(self) if X is None else X.shape[0] if hasattr(X, "shape") else len(X)
+        if rows != len(self):
+            raise BadInput(f"split {self.name!r} is of {len(self)} samples and X has {rows}; give the same, in order.")
         yield self.train, self.test
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: ARG002

@@ -1,5 +1,6 @@
 """Splits from files: our own, and the dictionaries of index pairs and class groups that others publish."""
 
+import codecs
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,20 @@ import torch
 from torch import Tensor
 
 from taskatlas.errors import BadInput
+from taskatlas.probe import Probe
 from taskatlas.probe.samples import coded_labels
 from taskatlas.tasks.split import PARTS, RESERVED, TEST, TRAIN, UNUSED, Split
 from taskatlas.tasks.task import Task
 from taskatlas.tasks.task_files import read_table
 
+_NUMPY: list[Any] = [  # what arrays of indices in a pickle are made of; objects in them are not
+    np.ndarray,
+    np.dtype,
+    *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *(type(np.dtype(f"{kind}{size}")) for kind in "iu" for size in (1, 2, 4, 8)),
+    codecs.encode,
+]
+_PUBLISHED = (".torch", ".pt", ".pth", ".json")
 _TRAIN_NAMES, _TEST_NAMES = ("train", "train_idx", "train_indices"), ("test", "test_idx", "test_indices", "val")
 
 
@@ -28,25 +38,46 @@ def read_split(path: Path) -> Split:
     return _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
 
 
+def open_split(said: str, data: Probe) -> Split:
+    """A split as a person names it: a file of ours, or FILE or FILE:NAME of published ones, of the data's own classes.
+
+    Raises:
+        BadInput: the file holds no split, or it is unclear which of several is meant; and as the readers.
+    """
+    file, colon, name = (said, "", "") if Path(said).exists() else said.rpartition(":")
+    path = Path(file) if colon else Path(said)
+    if path.suffix not in _PUBLISHED:
+        return read_split(Path(said))
+    found = read_published_splits(path, Task.of_probe("classes", data))
+    if (colon and name not in found) or (not colon and len(found) > 1):
+        raise BadInput(
+            f"{path} holds the splits {', '.join(list(found)[:8])}{', …' if len(found) > 8 else ''}; name one of them: "
+            f"{path}:{next(iter(found))}."
+        )
+    return found[name] if colon else next(iter(found.values()))
+
+
 def read_published_splits(path: Path | str, target: Task) -> dict[str, Split]:
     """Splits that were published as pairs of index arrays, read without running code.
 
-    ``.torch``, ``.pt`` or ``.pth``: a dictionary of names (strings, numbers or tuples) to (train, test) positions, as a
-    pair or under the names train and test, nested or not; ``.json``: the same.
+    ``.torch``, ``.pt`` or ``.pth``: a dictionary of names (strings, numbers or tuples) to train and test positions, as
+    a pair or under the names train and test, nested or not; lists, tensors or numpy arrays; ``.json``: the same.
 
     Args:
         path: the file.
         target: what is learned, on the samples that the positions count, in their order.
 
     Raises:
-        BadInput: the file needs code to be read, or holds no such pairs, or positions beyond the target's samples.
+        BadInput: the file needs code to be read, or holds no such pairs, two of one name, or positions beyond the
+            target's samples.
     """
     path = Path(path)
     try:
         if path.suffix == ".json":
             content = json.loads(path.read_text(encoding="utf-8"))
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_NUMPY):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror or error}. Is the path right?") from error
     except Exception as error:  # torch and pickle raise whatever a damaged file provokes
@@ -54,10 +85,14 @@ def read_published_splits(path: Path | str, target: Task) -> dict[str, Split]:
             f"{path} cannot be read without running code in it ({str(error).partition(chr(10))[0][:200]}). Save its "
             "index arrays as tensors in a dictionary, with torch.save."
         ) from error
-    found = dict(_pairs(content, ()))
+    found = _pairs(content, ())
+    names = [name for name, _ in found]
     if not found:
         raise BadInput(f"{path} holds no pairs of train and test positions.")
-    return {name: _of_pair(name, pair, target, path) for name, pair in found.items()}
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"{path} holds two splits called {twice!r}; rename one.")
+    return {name: _of_pair(name, pair, target, path) for name, pair in found}
 
 
 def read_class_groups(path: Path | str, classes: int) -> list[tuple[int, ...]]:
@@ -136,7 +171,7 @@ def _pairs(content: Any, name: tuple[str, ...]) -> list[tuple[str, tuple[Any, An
     """Every pair of index arrays in nested dictionaries, by the joined keys."""
     if isinstance(content, Mapping):
         sides = [next((key for key in known if key in content), None) for known in (_TRAIN_NAMES, _TEST_NAMES)]
-        if sides[0] is not None and sides[1] is not None:
+        if all(side is not None and _is_indices(content[side]) for side in sides):
             return [(" ".join(name) or "split", (content[sides[0]], content[sides[1]]))]
         return [pair for key, value in content.items() for pair in _pairs(value, (*name, _said(key)))]
     if isinstance(content, list | tuple) and len(content) == 2 and all(_is_indices(side) for side in content):
@@ -151,6 +186,8 @@ def _said(key: Any) -> str:
 def _is_indices(side: Any) -> bool:
     if isinstance(side, Tensor):
         return side.ndim == 1 and not side.is_floating_point()
+    if isinstance(side, np.ndarray):
+        return side.ndim == 1 and side.dtype.kind in "iu"
     return isinstance(side, Sequence) and not isinstance(side, str) and all(isinstance(one, int) for one in side)
 
 

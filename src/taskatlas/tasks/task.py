@@ -15,7 +15,7 @@ from taskatlas.probe import Probe
 from taskatlas.probe.samples import coded_labels
 from taskatlas.store import atomic_write, digest
 
-LEAST = 0.05  # share of the samples that a task's smallest class has at least, unless it is said otherwise
+LEAST = 0.05  # share of the samples that the smallest class of a task has at least, unless it is said otherwise
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -181,8 +181,22 @@ class Task:
         return read_tasks(path)[0]
 
 
-def check_class_rates(task: Task, least: float = LEAST) -> None:
+def least_rate(classes: int) -> float:
+    """The share of the samples that each of some classes has at least: a twentieth, or half of its even share if less.
+
+    Example:
+        >>> least_rate(2), least_rate(25)
+        (0.05, 0.02)
+    """
+    return min(LEAST, 0.5 / classes)
+
+
+def check_class_rates(task: Task, least: float | None = None) -> None:
     """Refuses a task that is nearly constant: agreement on it says nothing, for a constant task has agreement 1.
+
+    Args:
+        task: the task.
+        least: the least share of a class; None: ``least_rate`` of its classes.
 
     Raises:
         BadInput: a class has less than the share ``least`` of the samples, or ``least`` leaves no room for its classes.
@@ -193,6 +207,7 @@ def check_class_rates(task: Task, least: float = LEAST) -> None:
         ...
         taskatlas.errors.BadInput: task 'rare' is nearly constant: class 1 has 1.0 % of the samples, ...
     """
+    least = least_rate(task.classes) if least is None else least
     if not 0 <= least <= 1 / task.classes:
         raise BadInput(
             f"a least class rate of {least} cannot be kept by {task.classes} classes; give 0 to {1 / task.classes:.3g}."

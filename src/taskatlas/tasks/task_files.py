@@ -45,9 +45,9 @@ def read_tasks(path: Path | str, only: Sequence[str] | None = None) -> list[Task
     r"""The tasks of a CSV: one column names the samples, every other is a task.
 
     The samples are named by a column called id, image_id, file, path or nothing, else by the first. Labels are whole
-    numbers or words; −1 and 1 become 0 and 1, and other numbers are counted from 0 on. Columns that are constant, or
-    that hold other numbers, are no tasks and are left out. A folder is read as the ``tasks.csv`` in it, with the
-    certainties beside it.
+    numbers or words; the different ones, in order, are counted from 0 on, so that −1 and 1, or 1 and 2, become 0 and 1.
+    Columns that are constant, or that hold other numbers, are no tasks and are left out. A folder is read as the
+    ``tasks.csv`` in it, with the certainties beside it.
 
     Args:
         path: the file, or the folder that holds it.
@@ -131,12 +131,13 @@ def _labels(column: Any, name: str, path: Path) -> np.ndarray | None:
     if column.null_count:
         row = next(row for row, value in enumerate(column) if not value.is_valid)
         raise BadInput(f"column {name!r} of {path} has no label in row {row + 2}. Label every sample.")
-    if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-        values = column.to_numpy().astype(np.int64)
-        if values.min() >= 0:
-            return values
-        return np.unique(values, return_inverse=True)[1].astype(np.int64)
+    if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type) or pa.types.is_floating(column.type):
+        values = column.to_numpy()
+        whole = np.array_equal(values, np.floor(values))  # never of NaN
+        return np.unique(values, return_inverse=True)[1].astype(np.int64) if whole else None
     if pa.types.is_string(column.type):
+        if "" in (words := column.to_pylist()):
+            raise BadInput(f"column {name!r} of {path} has no label in row {words.index('') + 2}. Label every sample.")
         return coded_labels(column.to_pylist(), f"labels in column {name!r} of {path}")[0]
     return None
 

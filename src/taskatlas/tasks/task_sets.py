@@ -5,16 +5,17 @@ from itertools import combinations, islice
 from math import comb
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from scipy.stats import special_ortho_group
 
 from taskatlas.errors import BadInput
-from taskatlas.learn import outputs
+from taskatlas.learn import Network, outputs
 from taskatlas.probe import Probe, class_names
-from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network
+from taskatlas.tasks.samples import Learner, as_numbers, fresh_network, in_batches
 from taskatlas.tasks.task import Task
 
 _RANDOM, _EMBEDDING = 72, 73  # what a random generator is for
+_SAMPLES, _NUMBERS = 1024, 2**25  # that an untrained network is shown at once, at most
 
 
 def human_tasks(data: Probe, n: int | None = None, *, size: int | None = None) -> list[Task]:
@@ -110,14 +111,15 @@ def untrained_tasks(
 ) -> list[Task]:
     """Tasks that networks of an architecture compute before they learn anything: what generalises by itself.
 
-    Each output is standardised over the data; for two classes the border is where the rates are as wanted.
+    Samples are read a batch at a time. Each output is standardised over the data, and borders are moved to where the
+    rates are as wanted.
 
     Args:
         learner: how a network is built.
         data: the samples.
         n: how many tasks, each from a network of its own.
         classes: how many classes.
-        rates: the share of each of two classes; None: the same.
+        rates: the share of each class; None: the same of two, whatever the outputs say of more.
         size: to what side images are brought.
         seed: of the weights.
         device: where the networks run.
@@ -126,15 +128,25 @@ def untrained_tasks(
         BadInput: the learner does not fit.
     """
     data, ids = as_numbers(data), data.ids
+    seeds = [seed * 1009 + number for number in range(n)]
+    networks = [fresh_network(learner, data, classes, size=size, seed=own) for own in seeds]
+    modules = [network.module.to(device) for network in networks]
+    found = [
+        [outputs(module, x.to(device)).double().cpu().numpy() for module in modules]
+        for x in in_batches(data, networks[0], _batch_size(data, networks[0]))
+    ]
     tasks: list[Task] = []
-    x = None
-    for number in range(n):
-        network = fresh_network(learner, data, classes, size=size, seed=seed * 1009 + number)
-        x = as_tensor(data, network, device) if x is None else x
-        logits = outputs(network.module.to(device), x).double().cpu().numpy()
-        name, note = f"untrained {number}", f"untrained {network.builder}, seed {seed * 1009 + number}"
-        tasks.append(task_of_logits(name, logits, data.ids, rates=rates, note=note).among(ids))
+    for number, logits in enumerate(zip(*found, strict=True)):
+        note = f"untrained {networks[number].builder}, seed {seeds[number]}"
+        task = task_of_logits(f"untrained {number}", np.concatenate(logits), data.ids, rates=rates, note=note)
+        tasks.append(task.among(ids))
     return tasks
+
+
+def _batch_size(data: Probe, network: Network) -> int:
+    """Samples that are looked at together: fewer where they are large."""
+    numbers = next(in_batches(data.take([0]), network, 1)).numel()
+    return max(1, min(_SAMPLES, _NUMBERS // max(numbers, 1)))
 
 
 def task_of_logits(
@@ -147,7 +159,9 @@ def task_of_logits(
 ) -> Task:
     """The task of the largest output, each output standardised over the samples so that no class takes all of them.
 
-    For two classes the border lies where class 1 has its share, ``rates[1]`` (a half where there are no rates).
+    For two classes the border lies where class 1 has its share, ``rates[1]`` (a half where there are no rates). Of more
+    classes with rates, each in turn takes, of the samples that are left, those where it leads most over the classes
+    that are left.
 
     Example:
         >>> task_of_logits("t", np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 4.0]]), ("a", "b", "c", "d")).labels
@@ -164,10 +178,26 @@ def task_of_logits(
         certainty = np.abs(margin - np.sort(margin)[min(border, len(margin) - 1)])
     else:
         scaled = (logits - logits.mean(0)) / np.maximum(logits.std(0), 1e-12)
-        labels = scaled.argmax(1)
-        two = np.sort(scaled, axis=1)[:, -2:]
-        certainty = two[:, 1] - two[:, 0]
+        labels = scaled.argmax(1) if rates is None else _with_rates(scaled, ids, rates)
+        own = np.take_along_axis(scaled, labels[:, None], 1)[:, 0]
+        np.put_along_axis(scaled, labels[:, None], -np.inf, 1)
+        certainty = own - scaled.max(1)
     return Task(name, labels, ids, certainty.astype(np.float32), note)
+
+
+def _with_rates(
+    scaled: Float[np.ndarray, "n classes"], ids: tuple[str, ...], rates: Sequence[float]
+) -> Int64[np.ndarray, " n"]:
+    """Classes of which each has its share."""
+    ends = np.round(np.cumsum(rates) / np.sum(rates) * len(scaled)).astype(int)
+    labels = np.full(len(scaled), len(ends) - 1)
+    left = np.arange(len(scaled))
+    for label, count in enumerate(np.diff(ends, prepend=0)[:-1]):
+        lead = scaled[left, label] - scaled[left, label + 1 :].max(1)
+        order = np.lexsort((np.asarray(ids)[left], -lead))
+        labels[left[order[:count]]] = label
+        left = np.sort(left[order[count:]])
+    return labels
 
 
 def embedding_tasks(

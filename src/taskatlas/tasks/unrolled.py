@@ -10,6 +10,7 @@ segments are kept, and each segment is trained again when the gradient comes bac
 the last steps, whose labels matter most; then the first ones need no second derivatives, but the gradient is not exact.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call, replace_all_batch_norm_modules_, stack_module_state, vmap
+from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
 
 from taskatlas.errors import BadInput, WorkFailed
 
@@ -99,28 +100,52 @@ def unrolled_gradient(
     return Unrolled(objective.detach(), gradient, agreement, fit)
 
 
-def stack_learners(
-    modules: Sequence[nn.Module],
-) -> tuple[Weights, Forward]:
+def stack_learners(modules: Sequence[nn.Module], *, at_once: bool = True) -> tuple[Weights, Forward]:
     """Learners of one structure, two a task after each other, as weights and the function that they are.
 
-    They are taken in evaluation mode, so that a step depends on nothing but its weights and its samples: without
-    dropout, and with the statistics of the batch at hand where they normalise by batch.
+    All run at once under ``vmap``, or in turn. They are taken in evaluation mode, so that a step depends on nothing but
+    its weights and its samples: without dropout, and with the statistics of the batch at hand where they normalise by
+    batch.
 
     Raises:
         BadInput: learners that cannot be stacked.
     """
-    first = replace_all_batch_norm_modules_(modules[0]).eval()
-    try:
-        stacked, _ = stack_module_state([replace_all_batch_norm_modules_(module).eval() for module in modules])
-    except RuntimeError as error:
-        raise BadInput(f"learners of different structures cannot be trained together ({error}).") from error
-    weights = {name: value.detach().unflatten(0, (-1, 2)) for name, value in stacked.items()}
+    first, *others = (replace_all_batch_norm_modules_(module).eval() for module in modules)
+    own = [dict(module.named_parameters()) for module in (first, *others)]
+    if any([(k, v.shape) for k, v in one.items()] != [(k, v.shape) for k, v in own[0].items()] for one in own):
+        raise BadInput("learners of different structures cannot be trained together: their parameters differ.")
+    weights = {name: _in_pairs([one[name].detach() for one in own]) for name in own[0]}
 
     def one(own: Weights, x: Tensor) -> Tensor:
         return functional_call(first, own, (x,))
 
-    return weights, vmap(vmap(one), in_dims=(0, None))
+    def in_turn(weights: Weights, x: Tensor) -> Tensor:
+        tasks = range(len(next(iter(weights.values()))))
+        answers = [one({k: v[task, which] for k, v in weights.items()}, x[which]) for task in tasks for which in (0, 1)]
+        return _in_pairs(answers)
+
+    return weights, vmap(vmap(one), in_dims=(0, None)) if at_once else in_turn
+
+
+def _in_pairs(tensors: Sequence[Tensor]) -> Tensor:
+    """(tasks, 2, ...) of tensors in order."""
+    return torch.stack(list(tensors)).reshape(-1, 2, *tensors[0].shape)
+
+
+@torch.no_grad()
+def can_stack(module: nn.Module, few: Shaped[Tensor, "n *rest"]) -> bool:
+    """Whether learners such as this one run under ``vmap``; recurrent layers, or an ``if`` on values, may not.
+
+    Example:
+        >>> can_stack(nn.Linear(3, 2), torch.zeros(2, 3)), can_stack(nn.LSTM(3, 2), torch.zeros(2, 3))
+        (True, False)
+    """
+    weights, forward = stack_learners([copy.deepcopy(module) for _ in range(2)])
+    try:
+        forward(weights, few.expand(2, *few.shape))
+    except Exception:  # in turn they run, or their own error is told
+        return False
+    return True
 
 
 def symmetric_cross_entropy(logits: Float[Tensor, "tasks two n classes"]) -> Float[Tensor, " tasks"]:
