@@ -178,7 +178,8 @@ def _fit(
         learner.train()
     apart = orders is not None
     parameters, forward = _stacked(learners, apart) if len(learners) > 1 else _alone(learners[0], apart)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=weight_decay)
+    optimized = list(parameters.values()) if len(learners) == 1 else _as_one(parameters)
+    optimizer = torch.optim.AdamW(optimized, lr=learning_rate, weight_decay=weight_decay)
     for _ in range(epochs):
         sums = torch.zeros(2, len(learners), device=inputs.device)  # loss, right predictions
         order = torch.stack([torch.randperm(len(inputs), generator=own) for own in drawing]).to(inputs.device)
@@ -192,7 +193,7 @@ def _fit(
             wanted = targets.gather(1, rows.expand(len(targets), -1))
             each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
             total = each.view(wanted.shape).sum(1)
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=len(learners) == 1)
             # The sum over learners gives each its own gradient, since they share nothing.
             (total / (wanted != IGNORED).sum(1).clamp(min=1)).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -237,6 +238,25 @@ def _stacked(learners: list[nn.Module], apart: bool) -> tuple[dict[str, Tensor],
 
     run = vmap(one, in_dims=(0, 0 if apart else None), randomness="different")
     return parameters, lambda x: run(parameters, x)
+
+
+def _as_one(parameters: dict[str, Tensor]) -> list[Tensor]:
+    """For each type one vector, with a gradient, of which all parameters become views.
+
+    The optimiser then takes a dozen small operations a step, and not a dozen for every parameter.
+    """
+    vectors = []
+    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    for dtype in dict.fromkeys(parameter.dtype for parameter in trained):
+        alike = [parameter for parameter in trained if parameter.dtype == dtype]
+        vector = torch.cat([parameter.detach().flatten() for parameter in alike])
+        vector.grad = torch.zeros_like(vector)
+        sizes = [parameter.numel() for parameter in alike]
+        parts = torch.split(vector, sizes), torch.split(vector.grad, sizes)
+        for parameter, values, gradient in zip(alike, *parts, strict=True):
+            parameter.data, parameter.grad = values.view(parameter.shape), gradient.view(parameter.shape)
+        vectors.append(vector)
+    return vectors
 
 
 @torch.no_grad()

@@ -122,10 +122,10 @@ class Mixing:
             stop = min(start + rows, outputs)
             deltas = self.vectors.deltas[:, place.start + start * inputs : place.start + stop * inputs]
             for first in range(0, len(x), few):
-                own = slice(first, min(first + few, len(x)))
-                formed = space[: (own.stop - first) * deltas.shape[1]].view(own.stop - first, -1)
-                torch.addmm(weight[start:stop].reshape(1, -1), coefficients[own], deltas, out=formed)
-                mixed[own, :, start:stop] = torch.bmm(x[own], formed.view(len(formed), -1, inputs).transpose(1, 2))
+                part = slice(first, min(first + few, len(x)))
+                formed = space[: (part.stop - first) * deltas.shape[1]].view(part.stop - first, -1)
+                torch.addmm(weight[start:stop].reshape(1, -1), coefficients[part], deltas, out=formed)
+                mixed[part, :, start:stop] = torch.bmm(x[part], formed.view(len(formed), -1, inputs).transpose(1, 2))
         return mixed
 
     def rows(self, ids: Tensor, name: str, own: Tensor) -> Tensor:
