@@ -86,10 +86,10 @@ def test_a_merge_and_its_plan(place, run):
 
 def test_a_plan_for_people(place, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    write_recipe("g.yml", **{**GOOD, "models": [{"model": "a.safetensors", "parameters": {"weight": [0, 1]}}]})
+    write_recipe("g.yml", **{**GOOD, "models": [{"model": "a.safetensors", "parameters": {"weight": [0.5, 1]}}]})
     said = run("merge", "g.yml", "--dry-run").out
     assert "model.layers.*.mlp.down_proj.weight" in said
-    assert "weight of a.safetensors 0 to 1" in said
+    assert "weight of a.safetensors 0.5 to 1" in said
     assert "to read" in said
 
 

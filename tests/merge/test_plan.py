@@ -72,16 +72,42 @@ def test_slices_have_parameters_of_their_own(place):
                 ],
                 "parameters": {"weight": 2, "normalize": False},
             },
-            {"sources": [{"model": file("c"), "layer_range": [0, 3], "parameters": {"weight": [0, 1]}}]},
+            {"sources": [{"model": file("c"), "layer_range": [0, 3], "parameters": {"weight": [1, 2]}}]},
         ],
         "parameters": {"weight": 3},
     }
     found = make_plan(MergeRecipe.from_dict(content)).by_name
     numbers = {name: [own.get("weight") for own in one.parameters] for name, one in found.items()}
     assert numbers["model.layers.1.input_layernorm.weight"] == numbers["model.embed_tokens.weight"] == [1, 2]
-    assert [numbers[f"model.layers.{layer}.input_layernorm.weight"] for layer in (2, 3, 4)] == [[0], [0.5], [1]]
-    assert numbers["lm_head.weight"] == [1]
+    assert [numbers[f"model.layers.{layer}.input_layernorm.weight"] for layer in (2, 3, 4)] == [[1], [1.5], [2]]
+    assert numbers["lm_head.weight"] == [2]
     assert [found[f"model.layers.{layer}.input_layernorm.weight"].settings["normalize"] for layer in (0, 2)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "parameters", "said"),
+    [
+        (
+            "linear",
+            [1, [{"filter": "lm_head", "value": -1}, {"value": 1}]],
+            {},
+            "weights of 'lm_head.weight' sum to zero",
+        ),
+        (
+            "nuslerp",
+            [1, [{"filter": "lm_head", "value": -1}, {"value": 1}]],
+            {},
+            "weights of 'lm_head.weight' sum to zero",
+        ),
+        ("della", [1, 1], {"density": 0.1, "epsilon": 0.2}, "density 0.1 and epsilon 0.2 of a.safetensors"),
+    ],
+)
+def test_numbers_that_no_tensor_can_be_merged_with(place, method, weights, parameters, said):
+    """They are told before anything is read, also where it is the last tensor that has them."""
+    models = [(file(name), {"weight": weight}) for name, weight in zip("ab", weights, strict=True)]
+    based = {"base_model": file("c")} if method == "della" else {}
+    with pytest.raises(BadInput, match=said):
+        make_plan(recipe(method, models, parameters=parameters, **based))
 
 
 def test_a_number_that_nothing_gives(place):
@@ -251,6 +277,16 @@ def test_the_base_is_no_model_of_its_own(place):
 def test_a_model_that_is_listed_twice_has_two_names(place):
     plan = make_plan(recipe("linear", [(file("a"), {"weight": 1}), (file("a"), {"weight": 3}), (file("b"), HALVES)]))
     assert plan.by_name["lm_head.weight"].labels == (file("a"), f"{file('a')}#2", file("b"))
+
+
+def test_a_model_that_is_listed_twice_is_the_same_in_any_order(place):
+    """What is random follows what is said of each, and not which is said first."""
+    twice = [(file("a"), {"weight": 0.3}), (file("a"), {"weight": 0.7})]
+    how = {"base_model": file("c"), "parameters": {"density": 0.5}}
+    one, other = (
+        merged(recipe("dare_linear", models, **how), models[0][1]["weight"].hex()) for models in (twice, twice[::-1])
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 # What models are called

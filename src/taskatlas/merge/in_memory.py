@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.merge.arguments import PerModel, complete, method_named
+from taskatlas.merge.arguments import SAID, PerModel, complete, method_named
 from taskatlas.merge.composition import model_thresholds
 from taskatlas.merge.methods import check_models, merge_tensor
 from taskatlas.merge.operands import Operands
@@ -74,6 +74,8 @@ def merge_models(
         >>> merge_models([a, b], base=base, method="task_arithmetic", scale=0.5)["weight"]
         tensor([[3., 3.]])
     """
+    for name in sorted(SAID.keys() & settings):
+        raise BadInput(f"{name} is called {SAID[name]} here. Give {SAID[name]}=.")
     chosen = method_named(method)
     listed = _labelled(models)
     given = {"weight": weights, "density": density, "normalize": normalize, "lambda": scale, **settings}

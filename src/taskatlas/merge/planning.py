@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import Slot, assemble, stacked_layers
 from taskatlas.merge.folder import refuse_quantised
-from taskatlas.merge.methods import Method
+from taskatlas.merge.methods import Method, check_numbers
 from taskatlas.merge.parameters import Scalar, Settings, first_value
 from taskatlas.merge.plan import COPY, MergedSource, MergePlan, PlannedTensor, dtype_name
-from taskatlas.merge.recipe import MergeRecipe, OutputSlice, path_of
+from taskatlas.merge.recipe import MergeRecipe, OutputSlice, SourceSlice, path_of
 from taskatlas.merge.references import References
 from taskatlas.merge.shards import lay_out
 from taskatlas.merge.sources import Source
@@ -145,10 +146,7 @@ def _check_scope(tensors: Sequence[PlannedTensor]) -> None:
     """Where the largest elements of a whole model are kept, it has one density."""
     densities: dict[str, float] = {}
     for tensor in tensors:
-        scope = tensor.settings.get("scope", "tensor")
-        if scope not in ("tensor", "model"):
-            raise BadInput(f"parameters.scope: {scope!r} is none. Write tensor or model.")
-        for label, own in zip(tensor.labels, tensor.parameters, strict=True) if scope == "model" else ():
+        for label, own in zip(tensor.labels, tensor.parameters, strict=True) if tensor.whole_model else ():
             if densities.setdefault(label, own["density"]) != own["density"]:
                 raise BadInput(
                     f"parameters.scope: a whole model is made sparse with one density, and {label} has several. "
@@ -220,13 +218,15 @@ def _planned(recipe: MergeRecipe, one: OutputSlice, slot: Slot, sources: Mapping
     settings = {
         key: _value(levels, key, default, method, slot, "parameters") for key, default in method.settings.items()
     }
+    labels = _labels([entry for _, entry, _ in merged])
+    check_numbers(method, slot.name, labels, parameters, settings)
     return PlannedTensor(
         slot.name,
         tuple(likes[0].shape),
         getattr(torch, wanted) if wanted is not None and plain else dtype,
         method.name,
         models,
-        _labels([model for model, _ in models]),
+        labels,
         of_base,
         parameters,
         settings,
@@ -238,12 +238,17 @@ def _copied(name: str, place: tuple[str, str], sources: Mapping[str, Source]) ->
     return PlannedTensor(name, tuple(like.shape), like.dtype, COPY, (place,), (place[0],), None, ({},), {})
 
 
-def _labels(models: Sequence[str]) -> tuple[str, ...]:
-    """A name for each model; the second of the same name is ``NAME#2``."""
-    return tuple(
-        model if model not in models[:position] else f"{model}#{models[:position].count(model) + 1}"
-        for position, model in enumerate(models)
-    )
+def _labels(entries: Sequence[SourceSlice]) -> tuple[str, ...]:
+    """A name for each model; the second of the same name is ``NAME#2``, in an order that follows what is said of it."""
+    said = [
+        (entry.model, json.dumps(entry.model_dump(mode="json"), sort_keys=True), n) for n, entry in enumerate(entries)
+    ]
+    order = sorted(said)
+    labels = []
+    for one in said:
+        before = sum(other[0] == one[0] for other in order[: order.index(one)])
+        labels.append(f"{one[0]}#{before + 1}" if before else one[0])
+    return tuple(labels)
 
 
 def _parameters(method: Method, slot: Slot, levels: Sequence[Settings], where: str) -> dict[str, float]:

@@ -39,7 +39,7 @@ from pydantic import (
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.methods import METHODS, Method
-from taskatlas.merge.parameters import Setting, read_setting, scalars, write_setting
+from taskatlas.merge.parameters import Scalar, Setting, read_setting, scalars, write_setting
 from taskatlas.store import atomic_write, digest
 from taskatlas.zoo.yaml_file import read_yaml
 
@@ -342,7 +342,13 @@ def _parameter_problem(method: Method, key: str, setting: Setting, *, for_one: b
         anywhere = {name for other in METHODS.values() for name in (*other.parameters, *other.settings)}
         meant = did_you_mean(key, known) or did_you_mean(key, sorted(anywhere))
         return "unknown key" + (meant or f". {method.name} takes {', '.join(known) or 'none'}")
-    return next(filter(None, (_value_problem(value, known[key]) for value in scalars(setting))), None)
+    problems = (_value_problem(value, known[key]) or _limit_problem(method, key, value) for value in scalars(setting))
+    return next(filter(None, problems), None)
+
+
+def _limit_problem(method: Method, key: str, value: Scalar) -> str | None:
+    wanted = method.should_be(key, value)
+    return None if wanted is None else f"{value!r} is out of bounds. It has to be {wanted}"
 
 
 def _value_problem(value: object, default: object) -> str | None:
