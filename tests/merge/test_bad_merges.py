@@ -246,6 +246,13 @@ def test_nan_where_a_whole_model_is_looked_through(refused):
     assert "'model.layers.1.mlp.down_proj.weight' of a.safetensors holds NaN" in refused("r.yml", "out")
 
 
+def test_nan_in_what_the_base_alone_has(refused):
+    content = tensors(2) | {"extra": torch.tensor([1.0, float("nan")])}
+    write("c.safetensors", content)
+    write_recipe("r.yml", **GOOD, base_model="c.safetensors", common_only=True, parameters=HALVES)
+    assert "'extra' of c.safetensors holds NaN" in refused("r.yml", "out")
+
+
 def test_a_result_that_its_type_cannot_hold(refused):
     write_recipe("r.yml", **GOOD, parameters={"weight": 1e6, "normalize": False}, dtype="float16")
     assert "elements too large for float16" in refused("r.yml", "out")

@@ -316,6 +316,13 @@ def test_nan_is_refused_with_tensor_and_model():
         merge_models([a], base=b, method="breadcrumbs", density=0.5)
 
 
+def test_nan_in_what_is_copied_is_refused_and_a_mask_is_not():
+    a, b = {"w": torch.ones(1), "m": torch.tensor([float("inf")])}, {"w": torch.ones(1)}
+    assert merge_models([a, b], common_only=True)["m"].isinf().all()
+    with pytest.raises(BadInput, match="the tensor 'm' of model 1 holds NaN"):
+        merge_models([a | {"m": torch.tensor([float("nan")])}, b], common_only=True)
+
+
 # Names from content
 
 

@@ -12,7 +12,7 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.arguments import SAID, PerModel, complete, method_named
 from taskatlas.merge.composition import model_thresholds
 from taskatlas.merge.methods import check_models, merge_tensor
-from taskatlas.merge.operands import Operands
+from taskatlas.merge.operands import Operands, refuse_nan
 from taskatlas.merge.state import Model, content_names, in_common, named_tensors
 from taskatlas.zoo import Checkpoint
 
@@ -112,7 +112,9 @@ def merge_models(
     merged = {
         name: merge_tensor(chosen, tensors, like[name].dtype) for name, tensors in track(operands.items(), "merging")
     }
-    merged |= {name: like[name].clone() for name in common.kept}
+    for name in common.kept:
+        refuse_nan(name, of, like[name])
+        merged[name] = like[name].clone()
     return {name: merged[common.aliases.get(name, name)] for name in like}
 
 
