@@ -54,9 +54,9 @@ def test_plain_state_dicts_of_any_format(place, suffix):
 def test_a_residual_network_with_its_running_statistics(place):
     def resnet(seed):
         torch.manual_seed(seed)
-        block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        blocks = [nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)) for _ in range(2)]
         stem = {"conv1": nn.Conv2d(3, 4, 3), "bn1": nn.BatchNorm2d(4)}
-        return nn.ModuleDict({**stem, "layer1": nn.Sequential(block, block), "fc": nn.Linear(4, 2)})
+        return nn.ModuleDict({**stem, "layer1": nn.Sequential(*blocks), "fc": nn.Linear(4, 2)})
 
     for seed, name in enumerate("xy"):
         torch.save(

@@ -323,6 +323,13 @@ def test_nan_in_what_is_copied_is_refused_and_a_mask_is_not():
         merge_models([a | {"m": torch.tensor([float("nan")])}, b], common_only=True)
 
 
+def test_an_adapter_is_refused_with_advice(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for model in (tmp_path, str(tmp_path), Checkpoint("x", weights=tmp_path)):
+        with pytest.raises(BadInput, match=r"is the LoRA adapter .*Merge by a recipe"):
+            merge_models({"x": model}, base=Net(), method="task_arithmetic")
+
+
 # Names from content
 
 

@@ -11,6 +11,7 @@ from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.arguments import SAID, PerModel, complete, method_named
 from taskatlas.merge.composition import model_thresholds
+from taskatlas.merge.lora import is_adapter
 from taskatlas.merge.methods import check_models, merge_tensor
 from taskatlas.merge.operands import Operands, refuse_nan
 from taskatlas.merge.state import Model, content_names, in_common, named_tensors
@@ -88,6 +89,8 @@ def merge_models(
         if base is None or not _is_same(model, base)
     }
     check_models(chosen, len(taking_part), has_base=base is not None)
+    for label in taking_part:
+        _refuse_adapter(listed[label], label)
     states = {label: named_tensors(listed[label], label) for label in taking_part}
     base_tensors = None if base is None else named_tensors(base, "the base")
     first = next(iter(states))
@@ -134,6 +137,15 @@ def _labelled(models: Any) -> dict[str, Model]:
         if labels.count(label) > 1:
             raise BadInput(f"two models are called {label}. Give a mapping of names to models.")
     return dict(zip(labels, models, strict=True))
+
+
+def _refuse_adapter(model: Model, label: str) -> None:
+    place = model.weights if isinstance(model, Checkpoint) else model
+    if isinstance(place, Path | str) and is_adapter(Path(place)):
+        raise BadInput(
+            f"{label} is the LoRA adapter {place}, which is no model without its base. Merge by a recipe, which takes "
+            "adapters as they are, or save the adapted model first (merge_and_unload)."
+        )
 
 
 def _is_same(model: Model, base: Model) -> bool:

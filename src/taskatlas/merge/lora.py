@@ -236,9 +236,18 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _open_factors(folder: Path) -> Source:
+    return open_weights(str(folder), adapter_file(folder))
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file of an adapter's factors.
+
+    Raises:
+        BadInput: there is none.
+    """
     for name in _WEIGHTS:
         if (folder / name).is_file():
-            return open_weights(str(folder), folder / name)
+            return folder / name
     raise BadInput(f"{folder} holds no adapter: none of {', '.join(_WEIGHTS)} is in it. Copy or download it again.")
 
 

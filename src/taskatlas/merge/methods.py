@@ -13,6 +13,7 @@ from torch import Tensor
 from taskatlas.errors import BadInput
 from taskatlas.merge.composition import combine, least_kept, middle_kept
 from taskatlas.merge.elementwise import nearswap, passthrough
+from taskatlas.merge.limits import ANY, NOT_NEGATIVE, SHARE, Limits, should_be
 from taskatlas.merge.model_stock import model_stock
 from taskatlas.merge.operands import Cut, Operands, each_piece, refuse_not_finite
 from taskatlas.merge.sce import select_and_weigh, select_calculate_erase
@@ -25,9 +26,6 @@ from taskatlas.merge.sparsify import (
     keep_middle,
 )
 from taskatlas.merge.spherical import karcher, multislerp, nuslerp, slerp
-
-Limits = tuple[float, float] | tuple[str, ...]
-"""The least and the largest value of a number, or the words to choose from."""
 
 _NO_SUM = 1e-8  # as a share of the sum of magnitudes: weights that sum to less cancel up to rounding
 
@@ -67,15 +65,7 @@ class Method:
             >>> METHODS["ties"].should_be("density", 1.5), METHODS["ties"].should_be("scope", "all")
             ('from 0 to 1', 'model or tensor')
         """
-        limits = self.limits.get(key, (-math.inf, math.inf))
-        if isinstance(value, str):
-            return None if value in limits else " or ".join(map(str, limits))
-        low, high = map(float, limits)
-        if low <= value <= high and math.isfinite(value):
-            return None
-        if math.isinf(low):
-            return "finite"
-        return "zero or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+        return should_be(self.limits.get(key, ANY), value)
 
     def normalizes(self, settings: Mapping[str, Any]) -> bool:
         """Whether weights are divided by their sum: as a setting says, or always."""
@@ -204,8 +194,7 @@ _SUM: Mapping[str, Any] = {"normalize": False, "lambda": 1.0, "int8_mask": False
 _MEAN: Mapping[str, Any] = {**_SUM, "normalize": True}
 _RANDOM: Mapping[str, Any] = {"rescale": True}
 _ELECTS: Mapping[str, Any] = {"consensus_method": "sum"}
-_SHARE, _AT_LEAST_0 = (0.0, 1.0), (0.0, math.inf)
-_DENSITY: Mapping[str, Limits] = {"density": _SHARE}
+_DENSITY: Mapping[str, Limits] = {"density": SHARE}
 _CONSENSUS: Mapping[str, Limits] = {"consensus_method": ("sum", "count")}
 
 METHODS: Mapping[str, Method] = {
@@ -240,7 +229,7 @@ METHODS: Mapping[str, Method] = {
             partial(combine, sparsify=keep_at_random_by_rank, elect=True),
             parameters={**_SPARSE, "epsilon": 0.15},
             settings={**_MEAN, **_RANDOM, **_ELECTS},
-            limits={**_DENSITY, **_CONSENSUS, "epsilon": _SHARE},
+            limits={**_DENSITY, **_CONSENSUS, "epsilon": SHARE},
             cut="rows",
         ),
         Method(
@@ -248,7 +237,7 @@ METHODS: Mapping[str, Method] = {
             partial(combine, sparsify=keep_at_random_by_rank),
             parameters={**_SPARSE, "epsilon": 0.15},
             settings={**_SUM, **_RANDOM},
-            limits={**_DENSITY, "epsilon": _SHARE},
+            limits={**_DENSITY, "epsilon": SHARE},
             cut="rows",
         ),
         Method(
@@ -256,7 +245,7 @@ METHODS: Mapping[str, Method] = {
             partial(combine, sparsify=keep_middle),
             parameters={**_SPARSE, "gamma": 0.01},
             settings=_SUM,
-            limits={**_DENSITY, "gamma": _SHARE},
+            limits={**_DENSITY, "gamma": SHARE},
             measure=middle_kept,
         ),
         Method(
@@ -264,14 +253,14 @@ METHODS: Mapping[str, Method] = {
             partial(combine, sparsify=keep_middle, elect=True),
             parameters={**_SPARSE, "gamma": 0.01},
             settings={**_SUM, **_ELECTS},
-            limits={**_DENSITY, **_CONSENSUS, "gamma": _SHARE},
+            limits={**_DENSITY, **_CONSENSUS, "gamma": SHARE},
             measure=middle_kept,
         ),
         Method(
             "sce",
             select_calculate_erase,
             settings={"select_topk": 1.0, "int8_mask": False},
-            limits={"select_topk": _SHARE},
+            limits={"select_topk": SHARE},
             measure=select_and_weigh,
         ),
         Method("slerp", weighted_sum, least=1, most=1, settings={"t": None}, measure=slerp),
@@ -291,7 +280,7 @@ METHODS: Mapping[str, Method] = {
             "optional",
             parameters=_WEIGHT,
             settings={"normalize_weights": True, "eps": 1e-8},
-            limits={"eps": _AT_LEAST_0},
+            limits={"eps": NOT_NEGATIVE},
             measure=multislerp,
         ),
         Method(
@@ -299,11 +288,11 @@ METHODS: Mapping[str, Method] = {
             weighted_sum,
             "none",
             settings={"max_iter": 10, "tol": 1e-5},
-            limits={"max_iter": _AT_LEAST_0, "tol": _AT_LEAST_0},
+            limits={"max_iter": NOT_NEGATIVE, "tol": NOT_NEGATIVE},
             measure=karcher,
         ),
         Method("model_stock", weighted_sum, least=2, settings={"filter_wise": False}, measure=model_stock),
-        Method("nearswap", nearswap, least=1, most=1, settings={"t": None}, limits={"t": _AT_LEAST_0}),
+        Method("nearswap", nearswap, least=1, most=1, settings={"t": None}, limits={"t": NOT_NEGATIVE}),
         Method("passthrough", passthrough, "none", least=1, most=1, parameters={"scale": 1.0}),
     )
 }

@@ -21,7 +21,7 @@ the tensors that all models share and leaves the others to the base.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,18 +79,20 @@ _Name = Annotated[str, Field(min_length=1)]
 _Place = tuple[str | int, ...]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a recipe: no unknown keys, and nothing changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelEntry(_Strict):
+class ModelEntry(Strict):
     """A whole model and its parameters."""
 
     model: _Name
     parameters: _Parameters = {}
 
 
-class SourceSlice(_Strict):
+class SourceSlice(Strict):
     """A range of a model's layers, from the first number to before the second; None: the whole model."""
 
     model: _Name
@@ -105,7 +107,7 @@ class SourceSlice(_Strict):
         return layers
 
 
-class OutputSlice(_Strict):
+class OutputSlice(Strict):
     """Layers that follow those of the slice before, merged of one range from each source."""
 
     sources: Annotated[tuple[SourceSlice, ...], Field(min_length=1)]
@@ -113,13 +115,13 @@ class OutputSlice(_Strict):
     parameters: _Parameters = {}
 
 
-class TokenizerChoice(_Strict):
+class TokenizerChoice(Strict):
     """Whose tokenizer the merged model gets: ``base``, ``union`` (where all are alike), or a model's."""
 
     source: _Name = "union"
 
 
-class MergeRecipe(_Strict):
+class MergeRecipe(Strict):
     """What to merge and how.
 
     Attributes:
@@ -173,7 +175,7 @@ class MergeRecipe(_Strict):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise BadInput(_first_problem(error)) from error
+            raise BadInput(first_problem(error, cls, _KNOWN)) from error
 
     @classmethod
     def load(cls, file: str | Path) -> MergeRecipe:
@@ -380,12 +382,20 @@ _KNOWN: Mapping[str, type[BaseModel]] = {
 }
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError, whole: type[BaseModel], parts: Mapping[str, type[BaseModel]]) -> str:
+    """What is wrong with a recipe, for people: the first problem, with its place.
+
+    Args:
+        error: what pydantic found.
+        whole: the recipe's class.
+        parts: the classes of what stands under keys of it.
+    """
     # An unknown key comes first: where it was meant for a required one, that one's absence only repeats it.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem, place = problems[0], problems[0]["loc"]
     if problem["type"] == "extra_forbidden":
-        return f"{path_of(*place)}: {_unknown_key(str(place[-1]), place[:-1])}"
+        parent = next((str(part) for part in reversed(place[:-1]) if part in parts), "")
+        return f"{path_of(*place)}: {_unknown_key(str(place[-1]), parts.get(parent, whole))}"
     inner = problem.get("ctx", {}).get("error")
     message = str(inner) if inner is not None else problem["msg"]
     message += "" if message.endswith("?") else "."
@@ -394,9 +404,8 @@ def _first_problem(error: ValidationError) -> str:
     return f"{path_of(*place)}{'' if message.startswith('[') else ': '}{message}"
 
 
-def _unknown_key(key: str, place: Sequence[str | int]) -> str:
+def _unknown_key(key: str, owner: type[BaseModel]) -> str:
     if key in _NOT_HERE:
         return "taskatlas has nothing that does this. Remove the key, or use mergekit for this recipe."
-    parent = next((str(part) for part in reversed(place) if part in _KNOWN), "")
-    known = list(_KNOWN.get(parent, MergeRecipe).model_fields)
+    known = list(owner.model_fields)
     return "unknown key" + (did_you_mean(key, known) or f". Keys are {', '.join(known)}.")
