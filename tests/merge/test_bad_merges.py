@@ -82,6 +82,9 @@ def test_a_merge_and_its_plan(place, run):
     assert document["peak_bytes"] > plan["peak_bytes"]
     assert len(plan["work"]) == plan["tensors"] == len(load_file("out/model.safetensors"))
     assert run("check", "out").code == 0
+    again = run("merge", "r.yml", "out")
+    assert "out was finished before: 14 tensors" in again.out
+    assert json.loads(run("merge", "r.yml", "out", "--format", "json").out)["bytes_read"] == 0
 
 
 def test_a_plan_for_people(place, run, monkeypatch):

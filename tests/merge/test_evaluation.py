@@ -80,7 +80,7 @@ def test_where_the_classes_are_not_known_all_outputs_compete_and_the_result_says
     assert (found.accuracy("net", "a").value, found.accuracy("net", "b").value) == (0.2, 1)
     assert found.unlisted == ("a",)  # of b all outputs are seen
     assert "all outputs compete on a" in repr(found)
-    told = evaluate({"net": Fixed()}, data, classes={"a": [1, 3]})
+    told = evaluate({"net": Fixed()}, data, classes={"a": [3, 4]})
     assert (told.accuracy("net", "a").value, told.unlisted) == (0.8, ())
 
 

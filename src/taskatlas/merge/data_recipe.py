@@ -47,7 +47,7 @@ class Parameter(NamedTuple):
     limits: Limits = ANY
 
 
-_AT_LEAST_1: Limits = (1, math.inf)
+_AT_LEAST_1: Limits = (1.0, math.inf)
 _BATCH = Parameter(16, _AT_LEAST_1)
 _LEARNED: Mapping[str, Parameter] = {
     "steps": Parameter(500, _AT_LEAST_1),

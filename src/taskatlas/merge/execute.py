@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -55,6 +55,8 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
         kept = {shard.name for shard in plan.shards}
     else:
         _check_place(out, unfinished)
+        there = _whole_shards(plan, out, unfinished)
+        _check_space(out, [shard for shard in plan.shards if shard.name not in there])
         with writing(out):
             unfinished.mkdir(parents=True, exist_ok=True)
             with _alone(out, unfinished):
@@ -86,8 +88,7 @@ def _alone(out: Path, unfinished: Path) -> Iterator[None]:
 
 def _make(plan: MergePlan, out: Path, unfinished: Path, tokenizer: Path | None, started: float) -> set[str]:
     """Merges what is not there yet, moves everything into its place, and returns which shards were there."""
-    kept = {shard.name: place for shard in plan.shards if (place := _whole(shard, (unfinished, out))) is not None}
-    _check_space(out, [shard for shard in plan.shards if shard.name not in kept])
+    kept = _whole_shards(plan, out, unfinished)
     for leftover in unfinished.glob(".*"):  # of a run that was killed
         leftover.unlink()
     with ThreadPoolExecutor(1) as merging:
@@ -221,10 +222,10 @@ def _settings(plan: MergePlan) -> dict[str, object]:
     return {"method": plan.recipe.merge_method, "shards": {shard.name: shard.nbytes for shard in plan.shards}}
 
 
-def _whole(shard: Shard, folders: Sequence[Path]) -> Path | None:
-    """Where a shard lies that was finished."""
-    places = (folder / shard.name for folder in folders)
-    return next((place for place in places if place.is_file() and place.stat().st_size == shard.nbytes), None)
+def _whole_shards(plan: MergePlan, out: Path, unfinished: Path) -> dict[str, Path]:
+    """Where shards lie that were finished, by name."""
+    places = ((shard, folder / shard.name) for shard in plan.shards for folder in (out, unfinished))
+    return {shard.name: at for shard, at in places if at.is_file() and at.stat().st_size == shard.nbytes}
 
 
 def _check_place(out: Path, unfinished: Path) -> None:

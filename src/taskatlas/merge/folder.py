@@ -110,8 +110,8 @@ def write_beside(
     config = read_config(config_from)
     references = [entry.model for one in recipe.layers for entry in one.sources]
     bases = [name for name in (recipe.base_model, *(one.base_model for one in recipe.layers)) if name is not None]
-    how = {"name": recipe.name, "method": recipe.merge_method, "text": recipe.text, "opens": config is not None}
-    (folder / CARD).write_text(card(references, bases, **how), encoding="utf-8")
+    text = card(references, bases, recipe.merge_method, recipe.text, name=recipe.name, opens=config is not None)
+    (folder / CARD).write_text(text, encoding="utf-8")
     if config is not None:
         if layers is not None and depth is not None:
             config = _with_layers(config, layers, depth)
@@ -206,10 +206,10 @@ def _read_json(file: Path) -> Any:
 def card(
     models: Sequence[str],
     bases: Sequence[str],
-    *,
-    name: str | None,
     method: str,
     text: str,
+    *,
+    name: str | None,
     opens: bool,
     more: str = "",
 ) -> str:
@@ -218,9 +218,9 @@ def card(
     Args:
         models: what recipes call them.
         bases: the same of base models.
-        name: of the merged model.
         method: of the merge.
         text: the recipe.
+        name: of the merged model.
         opens: whether transformers opens the folder.
         more: what else to know.
     """

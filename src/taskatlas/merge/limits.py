@@ -19,7 +19,7 @@ def should_be(limits: Limits, value: int | float | str) -> str | None:
     Numbers have to be finite, whatever their limits.
 
     Example:
-        >>> should_be(SHARE, 1.5), should_be(("sum", "count"), "most"), should_be((1, math.inf), 1)
+        >>> should_be(SHARE, 1.5), should_be(("sum", "count"), "most"), should_be((1.0, math.inf), 1)
         ('from 0 to 1', 'sum or count', None)
     """
     if isinstance(value, str):

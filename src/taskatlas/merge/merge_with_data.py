@@ -186,9 +186,9 @@ def _card(recipe: DataRecipe, place: Path) -> str:
         + ("There is a folder for each; `zoo.yaml` lists them." if apart else "One model answers them all.")
         + (f" `{FUSION}` is the fusion itself, which `{PER_SAMPLE}` opens." if (place / FUSION).is_file() else "")
     )
-    how = {"name": recipe.name, "method": recipe.merge_method, "text": recipe.text, "more": more}
-    bases = [] if recipe.base_model is None else [recipe.base_model]
-    return card([entry.model for entry in recipe.models], bases, opens=(place / CONFIG).is_file(), **how)
+    models, bases = [entry.model for entry in recipe.models], [] if recipe.base_model is None else [recipe.base_model]
+    opens = (place / CONFIG).is_file()
+    return card(models, bases, recipe.merge_method, recipe.text, name=recipe.name, opens=opens, more=more)
 
 
 def _digest(checkpoint: Checkpoint) -> str:
