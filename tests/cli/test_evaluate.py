@@ -27,10 +27,16 @@ def rows(document):
 
 
 def test_a_file_is_a_network_for_all_tasks(run_json, place):
+    with np.load("train.npz") as data:
+        np.savez("few.npz", x=data["x"][data["y"] == 1], y=data["y"][data["y"] == 1])
     found = run_json("evaluate", "zoo/a.safetensors", "--on", "train.npz", "test.npz", *BUILDER)
     assert found["tasks"] == {"train": 20, "test": 20}
     assert set(rows(found)) == {("a", "known"), ("a", "inferred")}
     row = rows(found)["a", "inferred"]
+    assert found["unlisted"] == ["train", "test"]  # whose labels are 0 and 1, of three outputs
+    two = run_json("evaluate", "zoo/a.safetensors", "--on", "few.npz", "--classes", "few=0-1", *BUILDER)
+    assert two["unlisted"] == []
+    assert run_json("evaluate", "zoo/a.safetensors", "--on", "few.npz", *BUILDER)["unlisted"] == ["few"]
     with np.load("train.npz") as data:
         w = {name: value.numpy() for name, value in load_file("zoo/a.safetensors").items()}
         hidden = np.maximum(data["x"] @ w["0.weight"].T + w["0.bias"], 0)
@@ -124,6 +130,8 @@ ON = ("--on", "train.npz", "test.npz")
             "no checkpoint called 'train'; it has a, b, c",
         ),
         ((A, *ON, "--ensemble", *BUILDER), "not given"),
+        ((A, *ON, "--classes", "train=all", *BUILDER), "'train=all' gives no classes"),
+        ((A, *ON, "--classes", "other=0-1", *BUILDER), "name each of the tasks train, test"),
         ((A, "--on", "many.npz", *BUILDER), "labels of many run from 0 to 7, and a has 3 outputs"),
         (("nan.safetensors", *ON, *BUILDER), "NaN or infinite outputs for sample '0'"),
         ((A, "--on", "wide.npz", *BUILDER), "a cannot take samples"),

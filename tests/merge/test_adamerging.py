@@ -1,5 +1,6 @@
 """Learned coefficients against a plain loop with one graph through everything; what a result says about itself."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -213,6 +214,36 @@ def test_batch_norm_sees_its_batch_and_keeps_pooled_statistics():
         adamerge(base, experts, {"a": [batch(0, 1)]}, steps=1)
 
 
+def test_an_encoder_decoder_is_asked_for_the_first_token():
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    sizes = {"vocab_size": 13, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0)
+
+    def net(seed):
+        torch.manual_seed(seed)
+        return transformers.T5ForConditionalGeneration(config).eval()
+
+    base, experts = net(0), {"a": net(1), "b": net(2)}
+    ids = torch.randint(1, 13, (4, 5), generator=torch.Generator().manual_seed(0))
+    found = adamerge(base, experts, {task: [{"input_ids": ids}] for task in experts}, level="task", steps=2)
+    base.load_state_dict(
+        {
+            **base.state_dict(),
+            **adamerge(
+                base,
+                experts,
+                {task: [{"input_ids": ids}] for task in experts},
+                level="task",
+                steps=1,
+                learning_rate=1e-9,
+            ).state,
+        }
+    )
+    with torch.no_grad():
+        logits = base(input_ids=ids, decoder_input_ids=torch.zeros(4, 1, dtype=torch.int64)).logits[:, 0]
+    assert found.entropy[0, 0] == pytest.approx(float(mean_entropy(logits)[0]), rel=1e-5)
+
+
 def test_results_name_what_is_transductive():
     base, experts = family(2)
     found = adamerge(base, experts, streams(experts), steps=2, transductive=True)
@@ -268,6 +299,8 @@ BASE, EXPERTS = family(2)
         (EXPERTS, {"a": []}, {}, "task 'a' give no batch"),
         (EXPERTS, {"a": iter([batch(0)])}, {}, "or give them only once"),
         (EXPERTS, {"a": [torch.zeros(3, 5)]}, {}, "network of task 'a' cannot take a batch"),
+        (EXPERTS, streams("a"), {"level": "layers"}, "level='layers' is none. Choose one of: task, layer"),
+        (EXPERTS, streams("a"), {"initial": float("nan")}, "cannot start at nan"),
         (EXPERTS, streams("a"), {"steps": 0}, "learn nothing"),
         (EXPERTS, streams("a"), {"learning_rate": 0.0}, "learn nothing"),
         (EXPERTS, streams("a"), {"density": 2.0}, "density"),
@@ -277,7 +310,8 @@ BASE, EXPERTS = family(2)
         ({"a": nn.Linear(2, 3)}, streams("a"), {}, "a lacks 0.weight"),
     ],
 )
-def test_what_cannot_be_learned_is_told(experts, data, how, said):
+def test_what_cannot_be_learned_is_told(monkeypatch, experts, data, how, said):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(BadInput, match=said):
         adamerge(BASE, experts, data, **{"steps": 2} | how)
 

@@ -82,14 +82,17 @@ def test_a_merge_and_its_plan(place, run):
     assert document["peak_bytes"] > plan["peak_bytes"]
     assert len(plan["work"]) == plan["tensors"] == len(load_file("out/model.safetensors"))
     assert run("check", "out").code == 0
+    again = run("merge", "r.yml", "out")
+    assert "out was finished before: 14 tensors" in again.out
+    assert json.loads(run("merge", "r.yml", "out", "--format", "json").out)["bytes_read"] == 0
 
 
 def test_a_plan_for_people(place, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    write_recipe("g.yml", **{**GOOD, "models": [{"model": "a.safetensors", "parameters": {"weight": [0, 1]}}]})
+    write_recipe("g.yml", **{**GOOD, "models": [{"model": "a.safetensors", "parameters": {"weight": [0.5, 1]}}]})
     said = run("merge", "g.yml", "--dry-run").out
     assert "model.layers.*.mlp.down_proj.weight" in said
-    assert "weight of a.safetensors 0 to 1" in said
+    assert "weight of a.safetensors 0.5 to 1" in said
     assert "to read" in said
 
 
@@ -244,6 +247,13 @@ def test_nan_where_a_whole_model_is_looked_through(refused):
     settings = {"weight": 1, "density": 0.5, "scope": "model"}
     write_recipe("r.yml", **{**GOOD, "merge_method": "ties", "base_model": "c.safetensors"}, parameters=settings)
     assert "'model.layers.1.mlp.down_proj.weight' of a.safetensors holds NaN" in refused("r.yml", "out")
+
+
+def test_nan_in_what_the_base_alone_has(refused):
+    content = tensors(2) | {"extra": torch.tensor([1.0, float("nan")])}
+    write("c.safetensors", content)
+    write_recipe("r.yml", **GOOD, base_model="c.safetensors", common_only=True, parameters=HALVES)
+    assert "'extra' of c.safetensors holds NaN" in refused("r.yml", "out")
 
 
 def test_a_result_that_its_type_cannot_hold(refused):

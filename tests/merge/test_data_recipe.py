@@ -15,6 +15,7 @@ from taskatlas.cli import main
 from taskatlas.errors import BadInput
 from taskatlas.merge.adamerging import adamerge
 from taskatlas.merge.data_adaptive import DataAdaptive
+from taskatlas.merge.data_plan import plan_with_data
 from taskatlas.merge.data_recipe import DataRecipe
 from taskatlas.merge.evaluation import evaluate
 from taskatlas.merge.extractor import Extractor
@@ -237,10 +238,37 @@ def test_methods_in_closed_form(folder, method):
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+@pytest.mark.parametrize("count", [40, 33])
+def test_batch_norm_sees_the_merged_network(folder, method, count):
+    """Statistics are those of the merged network's own activations, also where a batch of one sample would be left."""
+    (folder / "bn.py").write_text(
+        "from torch import nn\n\n"
+        "def net(weights):\n    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))\n"
+    )
+    for seed, task in enumerate(CLASSES):
+        torch.manual_seed(seed)
+        own = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+        save_file(own.state_dict(), folder / f"{task}.safetensors")
+    merge_recipe(recipe(folder, method, builder="bn.py:net", parameters={"samples": count}), folder / "out", seed=2)
+    found = load_file(folder / "out" / "model.safetensors")
+    rows = {
+        task: np.sort(np.random.default_rng(2).permutation(40)[:count])[: 32 if count == 33 else 40] for task in CLASSES
+    }
+    seen = torch.cat([torch.from_numpy(Probe.open(folder / f"{task}.npz").inputs[rows[task]]) for task in CLASSES])
+    hidden = seen @ found["0.weight"].T + found["0.bias"]
+    torch.testing.assert_close(found["1.running_mean"], hidden.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["1.running_var"], hidden.var(0), rtol=1e-4, atol=1e-5)
+
+
 def test_experts_without_heads_of_their_own_become_one_model(folder):
     save_file(network(2, 3).state_dict(), folder / "b.safetensors")
     result = merge_recipe(recipe(folder, "adamerging"), folder / "out")
-    assert {path.name for path in (folder / "out").iterdir()} == {"model.safetensors", "recipe.yml", "receipt.json"}
+    files = {"model.safetensors", "recipe.yml", "README.md", "receipt.json"}
+    assert {path.name for path in (folder / "out").iterdir()} == files
+    card = (folder / "out" / "README.md").read_text()
+    for said in ("# A merged model", "`adamerging`", "base.safetensors` (the base)", "b.safetensors`", "Tasks: a, b"):
+        assert said in card
     assert result.tensors == 4
     assert result.bytes_written == (folder / "out" / "model.safetensors").stat().st_size
 
@@ -283,7 +311,9 @@ def test_the_commands_merge_compare_and_check(folder, capsys):
 
     code, said = run("--dry-run", "--format", "json")
     assert code == 0
-    assert json.loads(said.out)["tasks"] == ["a", "b"]
+    planned = json.loads(said.out)
+    assert planned["tasks"] == ["a", "b"]
+    assert {"tensors", "bytes_read", "bytes_written", "peak_bytes"} <= set(planned)
     code, said = run(folder / "out", "--format", "json")
     assert code == 0, said.err
     assert "fusion.safetensors" in json.loads(said.out)["files"]
@@ -307,6 +337,25 @@ def test_the_commands_merge_compare_and_check(folder, capsys):
     assert "not an empty folder" in said.err
 
 
+@pytest.mark.parametrize("method", ["adamerging", "data_adaptive", "fisher", "regmean"])
+def test_a_plan_says_what_the_merge_does(folder, method):
+    """Of networks of 4 · 5 + 5 shared numbers, with heads of their own of 18 and 12."""
+    made = DataRecipe.load(recipe(folder, method))
+    plan, result = plan_with_data(made), merge_recipe(made, folder / "out")
+    weights = {"base": 43, "a": 43, "b": 37, "extractor": 43}
+    read = sum(weights[name] for name in ("a", "b", *made.others()))
+    assert (plan.tensors, plan.bytes_read) == (result.tensors, 4 * read) == (8, 4 * read)
+    assert plan.bytes_written == 4 * (43 + 37) < result.bytes_written
+    more = {"fisher": 2 * 25, "regmean": 2 * 4**2}.get(method, (2 + 3) * 25)
+    assert plan.peak_bytes == 4 * (read + 25 + more)
+
+
+def test_a_plan_looks_at_the_models(folder):
+    (folder / "b.safetensors").write_bytes(b"cut")
+    with pytest.raises(BadInput, match=r"the model of b: .*b\.safetensors"):
+        plan_with_data(DataRecipe.load(recipe(folder, "fisher")))
+
+
 MODELS = [{"model": "a.safetensors", "data": "a.npz"}]
 
 
@@ -323,17 +372,38 @@ MODELS = [{"model": "a.safetensors", "data": "a.npz"}]
         ("fisher", {"extracter": "x"}, "did you mean 'extractor'"),
         ("adamerging", {"parameters": {"step": 5}}, "parameters.step: adamerging has no such parameter; did you"),
         ("adamerging", {"parameters": {"steps": 0.5}}, "parameters.steps: 0.5 is not a whole number"),
-        ("adamerging", {"parameters": {"steps": 0}}, "parameters.steps: 0 is too few"),
+        ("adamerging", {"parameters": {"steps": 0}}, "parameters.steps: 0 is out of bounds. It has to be 1 or more"),
         ("adamerging", {"parameters": {"learning_rate": "fast"}}, "'fast' is not a number"),
-        ("adamerging", {"parameters": {"level": "tensor"}}, "'tensor' is none of task, layer"),
-        ("data_adaptive", {"parameters": {"bound": "tight"}}, "'tight' is none of none, clamp, softmax"),
+        ("adamerging", {"parameters": {"level": "tensor"}}, "'tensor' is out of bounds. It has to be task or layer"),
+        (
+            "data_adaptive",
+            {"parameters": {"bound": "tight"}},
+            "'tight' is out of bounds. It has to be none or clamp or softmax",
+        ),
+        (
+            "adamerging",
+            {"parameters": {"initial": float("nan")}},
+            "parameters.initial: nan is out of bounds. It has to be",
+        ),
+        (
+            "adamerging",
+            {"parameters": {"density": 0.0}},
+            "parameters.density: 0.0 is out of bounds. It has to be above 0",
+        ),
+        ("adamerging", {"parameters": {"learning_rate": 0}}, "parameters.learning_rate: 0 is out of bounds"),
+        (
+            "regmean",
+            {"parameters": {"off_diagonal": 1.5}},
+            "parameters.off_diagonal: 1.5 is out of bounds. It has to be",
+        ),
+        ("fisher", {"models": []}, "models: "),
         ("fisher", {"models": [{"model": "nowhere.pt", "data": "a.npz"}]}, r"models\[0\].model"),
         ("fisher", {"models": [{"model": "a.safetensors", "data": "nowhere.npz"}]}, r"models\[0\].data"),
         ("fisher", {"builder": None}, "no builder"),
         ("fisher", {"models": [{**MODELS[0], "task": "recipe.yml"}]}, "called 'recipe.yml', like a file of the result"),
-        ("data_adaptive", {"parameters": {"initial": float("nan")}}, "initial=nan is not a finite number"),
-        ("data_adaptive", {"parameters": {"steps": 1, "diversity": float("nan")}}, "diversity=nan"),
-        ("data_adaptive", {"parameters": {"learning_rate": 1e30}}, "learning_rate=1e[+]30 is not a number above 0"),
+        ("data_adaptive", {"parameters": {"initial": float("nan")}}, "initial: nan is out of bounds"),
+        ("data_adaptive", {"parameters": {"steps": 1, "diversity": float("nan")}}, "diversity: nan is out of bounds"),
+        ("data_adaptive", {"parameters": {"learning_rate": 1e30}}, "learning_rate: 1e[+]30 is out of bounds"),
         ("data_adaptive", {"parameters": {"bound": None}}, "None is not a word"),
     ],
 )

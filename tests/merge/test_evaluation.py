@@ -46,11 +46,12 @@ def tasks(seed=0, outputs=5, sizes=(7, 9), labels=((0, 1, 3), (2, 3, 4))):
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10, deadline=None)
 def test_one_network_scored_by_hand(seed):
-    data = tasks(seed)
-    found = evaluate({"net": Fixed()}, data)
+    """The first task's samples lack one of its classes, which competes all the same."""
+    data, classes = tasks(seed), {"a": [0, 1, 3, 4], "b": [2, 3, 4]}
+    found = evaluate({"net": Fixed()}, data, classes=classes)
     right_in_all = total = 0
     for task, probe in data.items():
-        own = sorted(set(probe.labels.tolist()))
+        own = classes[task]
         known = inferred = 0
         for x, label in zip(probe.inputs, probe.labels, strict=True):
             known += max(own, key=lambda c: x[c]) == label
@@ -68,7 +69,44 @@ def test_one_task_with_all_classes_has_no_head_to_infer():
     whole = Probe.from_arrays(np.eye(5), labels=range(5))
     assert {score.heads for score in evaluate({"net": Fixed()}, {"a": whole}).scores} == {"known"}
     part = whole.take([0, 1])
-    assert {score.heads for score in evaluate({"net": Fixed()}, {"a": part}).scores} == {"known", "inferred"}
+    found = evaluate({"net": Fixed()}, {"a": part}, classes={"a": [0, 1]})
+    assert {score.heads for score in found.scores} == {"known", "inferred"}
+
+
+def test_where_the_classes_are_not_known_all_outputs_compete_and_the_result_says_so():
+    """A sample of one class does not make every network right."""
+    data = {"a": Probe.from_arrays(np.eye(5), [3] * 5), "b": Probe.from_arrays(np.eye(5), range(5))}
+    found = evaluate({"net": Fixed()}, data)
+    assert (found.accuracy("net", "a").value, found.accuracy("net", "b").value) == (0.2, 1)
+    assert found.unlisted == ("a",)  # of b all outputs are seen
+    assert "all outputs compete on a" in repr(found)
+    told = evaluate({"net": Fixed()}, data, classes={"a": [3, 4]})
+    assert (told.accuracy("net", "a").value, told.unlisted) == (0.8, ())
+
+
+def test_a_head_of_its_own_competes_with_all_its_outputs():
+    data = {"a": Probe.from_arrays(np.eye(5), [3] * 5), "b": Probe.from_arrays(np.eye(5), [0] * 5)}
+    found = evaluate({"net": {"a": Fixed(), "b": Fixed()}}, data, individual={"a": Fixed(), "b": Fixed()})
+    assert {score.right for score in found.scores} == {1}
+    assert found.unlisted == ()
+
+
+def test_names_of_classes_that_a_sample_lacks_compete():
+    whole = Probe.from_arrays(np.eye(3), labels=["cat", "dog", "emu"])
+    found = evaluate({"net": Fixed()}, {"birds": whole.take([2]), "pets": whole})
+    assert found.unlisted == ()
+    assert evaluate({"net": Fixed(scale=-1)}, {"birds": whole.take([2])}).average("net").value == 0
+
+
+def test_an_ensemble_needs_one_label_space():
+    x = np.eye(2)
+    data = {"pets": Probe.from_arrays(x, ["cat", "dog"]), "colours": Probe.from_arrays(x, ["blue", "red"])}
+    experts = {"pets": Fixed(), "colours": Fixed()}
+    assert evaluate({}, data, individual=experts).average("individual").value == 1
+    with pytest.raises(BadInput, match="cat, dog of pets; blue, red of colours"):
+        evaluate({}, data, individual=experts, ensemble=True)
+    same = {"a": data["pets"], "b": data["pets"]}
+    assert evaluate({}, same, individual={"a": Fixed(), "b": Fixed()}, ensemble=True).average("ensemble").value == 1
 
 
 @pytest.mark.parametrize("infer", ["entropy", "confidence"])
@@ -114,7 +152,8 @@ def test_heads_that_are_not_asked_about_other_tasks_are_not_run_on_them():
 def test_individual_and_ensemble_rows_and_the_ratio():
     data = tasks(1, sizes=(40, 50))
     experts = {"a": Fixed(scale=2.0), "b": Fixed(scale=-1.0)}
-    found = evaluate({"net": Fixed()}, data, individual=experts, ensemble=True)
+    classes = {task: np.unique(probe.labels).tolist() for task, probe in data.items()}
+    found = evaluate({"net": Fixed()}, data, individual=experts, ensemble=True, classes=classes)
     assert found.models() == ("net", "individual", "ensemble")
     by_hand = {}
     for task, probe in data.items():
@@ -122,7 +161,7 @@ def test_individual_and_ensemble_rows_and_the_ratio():
         means = np.stack([(softmax(2 * x) + softmax(-x)) / 2 for x in probe.inputs])
         assert found.accuracy("ensemble", task).value == np.mean(own[means[:, own].argmax(1)] == probe.labels)
         expert = probe.inputs * (2 if task == "a" else -1)
-        by_hand[task] = np.mean(own[expert[:, own].argmax(1)] == probe.labels)
+        by_hand[task] = np.mean(expert.argmax(1) == probe.labels)
         assert found.accuracy("individual", task).value == by_hand[task]
     expected = found.average("net").value / np.mean(list(by_hand.values()))
     assert found.ratio("net") == pytest.approx(expected)
@@ -199,6 +238,10 @@ GOOD = tasks()
         ({"net": nn.Flatten(0)}, GOOD, {}, r"\(35,\) for 7 samples"),
         ({"individual": Fixed()}, GOOD, {}, "called 'individual'"),
         ({"net": Fixed()}, GOOD, {"ensemble": True}, "not given"),
+        ({"net": Fixed()}, GOOD, {"infer": "margin"}, "'margin' is no way to choose a head"),
+        ({"net": Fixed()}, GOOD, {"classes": {"c": [0]}}, "given for 'c', and there are only the tasks a, b"),
+        ({"net": Fixed()}, GOOD, {"classes": {"a": [0, 9]}}, "numbered from 0 to 4"),
+        ({"net": Fixed()}, GOOD, {"classes": {"b": [2, 3]}}, "b has the label 4, which is none of its classes"),
         ({}, GOOD, {"individual": {"a": Fixed(), "b": Fixed(0, 5)}, "infer": "entropy", "batch_size": 0}, "batch of 0"),
         ({}, GOOD, {"individual": {"a": Fixed(0, 4), "b": Fixed()}, "ensemble": True}, "4 of a, 5 of b"),
     ],
@@ -227,6 +270,11 @@ def test_results_come_back_from_json_and_go_to_csv(tmp_path):
     line = next(x for x in lines if (x["model"], x["heads"], x["score"]) == ("other", "inferred", "joint"))
     assert (float(line["accuracy"]), int(line["samples"])) == (found.joint("other").value, 16)
     assert sum(x["score"] == "task" for x in lines) == len(found.scores)
+    ratios = {(x["model"], x["heads"]): float(x["ratio"]) for x in lines if x["score"] == "average"}
+    assert ratios["other", "known"] == found.ratio("other")
+    stored = json.loads((tmp_path / "scores.json").read_text())["ratios"]
+    assert {(x["model"], x["heads"]): x["ratio"] for x in stored} == ratios
+    assert {x["ratio"] for x in lines if x["score"] != "average"} == {""}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import nn
 from taskatlas.errors import BadInput
 from taskatlas.merge.planning import make_plan
 from taskatlas.merge.recipes import merge_recipe
+from taskatlas.merge.shards import write_shard
 from taskatlas.store import check_receipts, load_receipts
 from taskatlas.zoo import read_weights
 
@@ -53,9 +54,9 @@ def test_plain_state_dicts_of_any_format(place, suffix):
 def test_a_residual_network_with_its_running_statistics(place):
     def resnet(seed):
         torch.manual_seed(seed)
-        block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        blocks = [nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)) for _ in range(2)]
         stem = {"conv1": nn.Conv2d(3, 4, 3), "bn1": nn.BatchNorm2d(4)}
-        return nn.ModuleDict({**stem, "layer1": nn.Sequential(block, block), "fc": nn.Linear(4, 2)})
+        return nn.ModuleDict({**stem, "layer1": nn.Sequential(*blocks), "fc": nn.Linear(4, 2)})
 
     for seed, name in enumerate("xy"):
         torch.save(
@@ -156,7 +157,7 @@ def test_a_finished_merge_is_left_as_it_is(place):
     before = snapshot("out")
     again = merge_recipe(linear("a", "b"), "out")
     assert snapshot("out") == before
-    assert (again.tensors, again.kept) == (14, 1)
+    assert (again.tensors, again.kept, again.bytes_read) == (14, 1, 0)
     for other in (linear("a", "c"), linear("a", "b", dtype="float16")):
         with pytest.raises(BadInput, match="out is not empty"):
             merge_recipe(other, "out")
@@ -164,6 +165,38 @@ def test_a_finished_merge_is_left_as_it_is(place):
     with pytest.raises(BadInput, match="out is not empty"):
         merge_recipe(linear("a", "b"), "out")
     assert snapshot("out") == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md"])
+def test_a_finished_merge_that_has_changed_is_told(place, name):
+    merge_recipe(linear("a", "b"), "out")
+    raw = Path("out", name).read_bytes()
+    Path("out", name).write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    before = snapshot("out")
+    with pytest.raises(BadInput, match=f"out holds this merge, but out/{name} changed after merge wrote it"):
+        merge_recipe(linear("a", "b"), "out")
+    Path("out", name).unlink()
+    with pytest.raises(BadInput, match=f"out/{name} is missing"):
+        merge_recipe(linear("a", "b"), "out")
+    assert snapshot("out") == {key: value for key, value in before.items() if key != name}
+
+
+def test_two_runs_do_not_merge_into_one_folder(place, monkeypatch):
+    """The second is told, and leaves the first its files."""
+    told = []
+
+    def meanwhile(*arguments, **options):
+        with pytest.raises(BadInput, match="another run is merging into out") as caught:
+            merge_recipe(linear("a", "b"), "out")
+        told.append(caught)
+        return write_shard(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("taskatlas.merge.execute.write_shard", meanwhile)
+        merge_recipe(linear("a", "b"), "out", shard_size=10**9)
+    assert told
+    assert check_receipts(Path("out")) == (1, [])
+    assert not list(Path("out").glob(".merge-*"))
 
 
 # Runs that die
@@ -224,7 +257,8 @@ def test_a_run_that_dies_at_any_step_goes_on_to_the_same_bytes(place):
         assert check_receipts(folder) == (1, [])
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_bytes(place):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(place, sent):
     """The command itself, killed when its third file of twelve is there."""
     for seed, name in enumerate("xy"):
         content = {
@@ -241,8 +275,10 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(place):
     while len(list(Path("out").glob(".merge-*/model-*"))) < 3 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.send_signal(sent)
+    said = process.communicate()[1].decode()
+    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+    assert ("running again goes on from there" in said) == (sent == signal.SIGINT)
     assert not Path("out/receipt.json").exists()
     assert not list(Path("out").glob("model*"))
     kept = {path.name: path.stat().st_ino for path in Path("out").glob(".merge-*/model-*")}

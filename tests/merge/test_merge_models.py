@@ -153,6 +153,14 @@ def test_numbers_for_each_model_by_place_or_by_name():
     assert merge_models([a, b], base=base, method="ties", density=[1.0, 0.0])["w"].item() == 1
 
 
+def test_numbers_of_numpy_and_torch_are_numbers():
+    a, b = {"w": torch.tensor([1.0])}, {"w": torch.tensor([5.0])}
+    for weights in (np.array([3.0, 1.0]), torch.tensor([3, 1]), [np.float32(3), torch.tensor(1.0)]):
+        assert merge_models([a, b], weights=weights)["w"].item() == 2
+    assert merge_models({"a": a, "b": b}, weights={"a": np.int64(3), "b": np.float64(1)})["w"].item() == 2
+    assert merge_models([b], base=a, method="slerp", t=np.float32(0.5))["w"].item() == 3
+
+
 def test_random_methods_follow_the_seed_and_the_names():
     base, models = Net(), nets()
     first = merge_models(models, base=base, method="dare_ties", density=0.5)
@@ -258,6 +266,11 @@ def test_tensors_that_are_tied_in_the_result_alone():
         (lambda a, b: merge_models([a, b], density=0.5), "linear has no density. It takes weights, normalize"),
         (lambda a, b: merge_models([a, b], scale=2.0), "linear has no scale"),
         (lambda a, b: merge_models([a], base=b, method="slerp", tt=0.5), "slerp has no tt; did you mean 't'"),
+        (
+            lambda a, b: merge_models([a, b], wieght=3),
+            r"no wieght; did you mean 'weights'\? It takes weights, normalize",
+        ),
+        (lambda a, b: merge_models([a, b], weights=[1, 1], weight=[1, 0]), "weight is called weights here"),
         (lambda a, b: merge_models([a], base=b, method="slerp"), "slerp needs t. Give a number"),
         (lambda a, b: merge_models([a], base=b, method="dare_ties"), "dare_ties needs density"),
         (lambda a, b: merge_models([a], base=b, method="ties", density=2.0), "density of model 1 is 2 at"),
@@ -301,6 +314,20 @@ def test_nan_is_refused_with_tensor_and_model():
         merge_models({"fine-tuned": b}, base=a, method="ties")
     with pytest.raises(BadInput, match=r"of the base holds NaN"):
         merge_models([a], base=b, method="breadcrumbs", density=0.5)
+
+
+def test_nan_in_what_is_copied_is_refused_and_a_mask_is_not():
+    a, b = {"w": torch.ones(1), "m": torch.tensor([float("inf")])}, {"w": torch.ones(1)}
+    assert merge_models([a, b], common_only=True)["m"].isinf().all()
+    with pytest.raises(BadInput, match="the tensor 'm' of model 1 holds NaN"):
+        merge_models([a | {"m": torch.tensor([float("nan")])}, b], common_only=True)
+
+
+def test_an_adapter_is_refused_with_advice(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for model in (tmp_path, str(tmp_path), Checkpoint("x", weights=tmp_path)):
+        with pytest.raises(BadInput, match=r"is the LoRA adapter .*Merge by a recipe"):
+            merge_models({"x": model}, base=Net(), method="task_arithmetic")
 
 
 # Names from content

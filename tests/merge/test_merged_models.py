@@ -155,7 +155,7 @@ def test_a_whole_model_has_one_density_and_a_known_scope(models):
     models("llama")
     for parameters, said in (
         ({"weight": 1, "density": [0.1, 0.9], "scope": "model"}, "one density"),
-        ({"weight": 1, "scope": "modle"}, "'modle' is none"),
+        ({"weight": 1, "scope": "modle"}, "'modle' is out of bounds. It has to be model or tensor"),
     ):
         with pytest.raises(BadInput, match=said):
             make_plan(recipe("ties", ["b", "c"], base_model="a", parameters=parameters))

@@ -76,6 +76,7 @@ def merges(draw):
         "t": [0.0, 0.25, 0.5, 1.0],
         "select_topk": [0.3, 0.5, 1.0],
         "max_iter": [1, 10],
+        "consensus_method": ["sum", "count"],
     }
     chosen = {key: [draw(st.sampled_from(choices[key])) for _ in tensors] for key in row.parameters}
     for key, default in row.settings.items():
@@ -272,6 +273,22 @@ def test_what_cancels_elects_plus_whatever_the_weights():
         assert found.numpy() == pytest.approx([abs(weight)] * 2)
 
 
+def test_a_sign_elected_by_count():
+    """Two small steps up outvote a large one down; without a base model's vote, zeros abstain."""
+    models, zeros = [torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), torch.tensor([-6.0, -1.0])], torch.zeros(2)
+    assert merged("ties", models, zeros).tolist() == [-6, -1]
+    assert merged("ties", models, zeros, consensus_method="count").tolist() == [1.5, -1]
+    weighted = merged("ties", models, zeros, consensus_method="count", weight=[1.0, 1.0, -1.0], normalize=False)
+    assert weighted.tolist() == [9, 1]  # a model of negative weight votes for the opposite sign
+
+
+def test_weights_that_cancel_where_they_agree_are_no_divisor():
+    """Of weights 0.7, 0.1, -0.8 and 1 the first three agree, and sum to a rounding error."""
+    models = [torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([-1.0]), torch.tensor([-0.1])]
+    found = merged("ties", models, torch.zeros(1), weight=[0.7, 0.1, -0.8, 1.0])
+    assert found.item() == pytest.approx(0.7 + 0.1 + 0.8)
+
+
 # Tensors that are not merged, and bad ones
 
 
@@ -370,6 +387,11 @@ def test_complex_tensors_are_copied_or_refused():
         ("ties", 2, True, {"weight": [1.0, -1.0]}, "sum to zero"),
         ("nuslerp", 2, False, {"weight": [1.0, -1.0]}, "sum to zero"),
         ("multislerp", 2, False, {"weight": [1.0, -1.0]}, "sum to zero"),
+        ("linear", 3, False, {"weight": [0.1, 0.2, -0.3]}, "sum to zero, so they cannot be normalised"),  # to 6e-17
+        ("multislerp", 3, False, {"weight": [0.1, 0.2, -0.3]}, "set normalize_weights to false"),
+        ("linear", 2, False, {"weight": 0.0}, "sum to zero"),
+        ("nearswap", 1, True, {"t": -0.1}, "t of the merge is -0.1 at 'layer.weight'. It has to be zero or more"),
+        ("ties", 2, True, {"consensus_method": "most"}, "is most at 'layer.weight'. It has to be sum or count"),
         ("task_arithmetic", 2, False, {}, "needs a base"),
         ("karcher", 2, True, {}, "takes no base"),
         ("nuslerp", 3, False, {}, "takes 2 models, not 3"),

@@ -9,6 +9,7 @@ from tests.merge.material import merged, recipe, tensors, write, write_models, w
 from torch import nn
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.in_memory import merge_models
 from taskatlas.merge.planning import make_plan
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import parse_size
@@ -72,16 +73,42 @@ def test_slices_have_parameters_of_their_own(place):
                 ],
                 "parameters": {"weight": 2, "normalize": False},
             },
-            {"sources": [{"model": file("c"), "layer_range": [0, 3], "parameters": {"weight": [0, 1]}}]},
+            {"sources": [{"model": file("c"), "layer_range": [0, 3], "parameters": {"weight": [1, 2]}}]},
         ],
         "parameters": {"weight": 3},
     }
     found = make_plan(MergeRecipe.from_dict(content)).by_name
     numbers = {name: [own.get("weight") for own in one.parameters] for name, one in found.items()}
     assert numbers["model.layers.1.input_layernorm.weight"] == numbers["model.embed_tokens.weight"] == [1, 2]
-    assert [numbers[f"model.layers.{layer}.input_layernorm.weight"] for layer in (2, 3, 4)] == [[0], [0.5], [1]]
-    assert numbers["lm_head.weight"] == [1]
+    assert [numbers[f"model.layers.{layer}.input_layernorm.weight"] for layer in (2, 3, 4)] == [[1], [1.5], [2]]
+    assert numbers["lm_head.weight"] == [2]
     assert [found[f"model.layers.{layer}.input_layernorm.weight"].settings["normalize"] for layer in (0, 2)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "parameters", "said"),
+    [
+        (
+            "linear",
+            [1, [{"filter": "lm_head", "value": -1}, {"value": 1}]],
+            {},
+            "weights of 'lm_head.weight' sum to zero",
+        ),
+        (
+            "nuslerp",
+            [1, [{"filter": "lm_head", "value": -1}, {"value": 1}]],
+            {},
+            "weights of 'lm_head.weight' sum to zero",
+        ),
+        ("della", [1, 1], {"density": 0.1, "epsilon": 0.2}, "density 0.1 and epsilon 0.2 of a.safetensors"),
+    ],
+)
+def test_numbers_that_no_tensor_can_be_merged_with(place, method, weights, parameters, said):
+    """They are told before anything is read, also where it is the last tensor that has them."""
+    models = [(file(name), {"weight": weight}) for name, weight in zip("ab", weights, strict=True)]
+    based = {"base_model": file("c")} if method == "della" else {}
+    with pytest.raises(BadInput, match=said):
+        make_plan(recipe(method, models, parameters=parameters, **based))
 
 
 def test_a_number_that_nothing_gives(place):
@@ -215,6 +242,90 @@ def test_weights_that_one_file_holds_tied(place):
         make_plan(linear("a", "left"))
 
 
+def tied(seed, suffix="safetensors", **more):
+    """A model whose head is its embedding: one storage in a PyTorch file, copies in a safetensors file."""
+    content = tensors(seed) | more
+    head = content["model.embed_tokens.weight"]
+    return content | {"lm_head.weight": head if suffix == "pt" else head.clone()}
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "ties"])
+def test_tied_weights_are_merged_once_and_stay_tied(place, suffix, method):
+    for seed, name in enumerate("xyz"):
+        write(place / f"{name}.{suffix}", tied(seed, suffix, **{"lm_head.bias": tensors(seed)["model.norm.weight"]}))
+    models, how = [f"x.{suffix}", f"y.{suffix}"], {"density": 0.5, "weight": [0.5, 1]}
+    made = recipe(method, models, base_model=f"z.{suffix}", parameters=how)
+    plan, found = make_plan(made), merged(made, "out")
+    assert plan.by_name["lm_head.weight"].tied_to == "model.embed_tokens.weight"
+    assert plan.by_name["lm_head.bias"].tied_to is None  # of vectors, equal ones are not tied
+    assert sum(one.tied_to is not None for one in plan.tensors) == 1
+    assert torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+    assert not torch.equal(found["lm_head.weight"], tied(2)["lm_head.weight"])
+
+
+def test_vectors_are_tied_by_one_storage_in_every_file(place):
+    for seed, name in enumerate("xyz"):
+        content = tensors(seed)
+        write(place / f"{name}.pt", content | {"twin": content["model.norm.weight"], "copy": content["scale"].clone()})
+    made = recipe("dare_linear", ["x.pt", "y.pt"], base_model="z.pt", parameters={"density": 0.5, "weight": 1})
+    assert {one.name: one.tied_to for one in make_plan(made).tensors if one.tied_to} == {"twin": "model.norm.weight"}
+    found = merged(made, "out")
+    assert torch.equal(found["twin"], found["model.norm.weight"])
+
+
+def test_ties_over_whole_models_counts_a_tied_tensor_once(place):
+    """As in memory, where the two names are seen to be one tensor."""
+    made = {name: tied(seed, "pt") for seed, name in enumerate("xyz")}
+    for name, content in made.items():
+        write(place / f"{name}.pt", content)
+    how = {"density": 0.3, "weight": 1, "scope": "model"}
+    found = merged(recipe("ties", ["x.pt", "y.pt"], base_model="z.pt", parameters=how), "out")
+    models = {f"{name}.pt": made[name] for name in "xy"}
+    expected = merge_models(models, base=made["z"], method="ties", density=0.3)
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_tie_that_one_model_breaks_is_none(place):
+    for seed, name in enumerate("xy"):
+        write(place / file(name), tied(seed))
+    assert all(one.tied_to is None for one in make_plan(linear("x", "y", "a")).tensors)
+    assert any(one.tied_to for one in make_plan(linear("x", "y")).tensors)
+
+
+def test_tied_weights_of_another_shape_are_listed(place):
+    write(place / file("x"), tied(0))
+    wide = tensors(1, words=9)
+    write(place / file("wide"), wide | {"lm_head.weight": wide["model.embed_tokens.weight"].clone()})
+    with pytest.raises(BadInput, match=r"model.embed_tokens.weight is \(7, 4\) in x.safetensors and \(9, 4\) in wide"):
+        make_plan(linear("x", "wide"))
+
+
+def test_a_tied_head_that_only_the_base_has_is_not_kept_beside_a_merged_embedding(place):
+    write(place / file("base"), tied(5))
+    for seed, name in enumerate("xy"):
+        write(place / file(name), {key: value for key, value in tensors(seed).items() if key != "lm_head.weight"})
+    for common_only in (True, False):
+        made = recipe(
+            "linear", [file("x"), file("y")], base_model=file("base"), common_only=common_only, parameters=HALVES
+        )
+        assert "lm_head.weight" not in make_plan(made).by_name
+
+
+def test_ties_survive_a_recipe_as_a_model_and_an_adapter(place):
+    for seed, name in enumerate("xyz"):
+        write(place / file(name), tied(seed))
+    write_recipe("xy.yml", merge_method="linear", models=[{"model": file(n)} for n in "xy"], parameters=HALVES)
+    factors = {
+        f"base_model.model.model.layers.0.mlp.down_proj.lora_{s}.weight": torch.ones(n)
+        for s, n in (("A", (1, 8)), ("B", (4, 1)))
+    }
+    write(place / "lora/adapter_model.safetensors", factors)
+    (place / "lora/adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 3}')
+    plan = make_plan(recipe("linear", ["xy.yml", f"{file('z')}+lora"], parameters=HALVES))
+    assert plan.by_name["lm_head.weight"].tied_to == "model.embed_tokens.weight"
+
+
 def test_integers_are_copied_and_types_are_kept(place):
     for name, dtype in (("h", torch.float16), ("i", torch.bfloat16)):
         write(place / file(name), tensors(ord(name), dtype=dtype))
@@ -248,9 +359,33 @@ def test_the_base_is_no_model_of_its_own(place):
     assert plan.by_name["lm_head.weight"].base == (file("a"), "lm_head.weight")
 
 
+def test_the_base_in_another_spelling_is_the_base(place):
+    models, parameters = ["b", "c"], {"filter_wise": False}
+    listed = recipe("model_stock", [file("a"), *map(file, models)], base_model=file("a"), parameters=parameters)
+    for spelling in (f"./{file('a')}", str(place / file("a"))):
+        made = recipe("model_stock", [spelling, *map(file, models)], base_model=file("a"), parameters=parameters)
+        assert make_plan(made).by_name["lm_head.weight"] == make_plan(listed).by_name["lm_head.weight"]
+    content = {"sources": [{"model": f"./{file('a')}"}, {"model": file("b")}]}
+    based = {"merge_method": "task_arithmetic", "base_model": file("a"), "parameters": {"weight": 1}}
+    found = make_plan(MergeRecipe.from_dict({**based, "slices": [content]})).by_name["lm_head.weight"]
+    assert found.models == ((file("b"), "lm_head.weight"),)
+    with pytest.raises(BadInput, match="models: model_stock merges at least 2 models beside the base, and there are 1"):
+        make_plan(recipe("model_stock", [f"./{file('a')}", file("b")], base_model=file("a")))
+
+
 def test_a_model_that_is_listed_twice_has_two_names(place):
     plan = make_plan(recipe("linear", [(file("a"), {"weight": 1}), (file("a"), {"weight": 3}), (file("b"), HALVES)]))
     assert plan.by_name["lm_head.weight"].labels == (file("a"), f"{file('a')}#2", file("b"))
+
+
+def test_a_model_that_is_listed_twice_is_the_same_in_any_order(place):
+    """What is random follows what is said of each, and not which is said first."""
+    twice = [(file("a"), {"weight": 0.3}), (file("a"), {"weight": 0.7})]
+    how = {"base_model": file("c"), "parameters": {"density": 0.5}}
+    one, other = (
+        merged(recipe("dare_linear", models, **how), models[0][1]["weight"].hex()) for models in (twice, twice[::-1])
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 # What models are called
@@ -353,6 +488,10 @@ def test_bytes_and_shards(place):
     for shard in small.shards:
         assert len(shard.tensors) == 1 or shard.nbytes - len(shard.header) <= 150
     json.dumps(small.document)
+    write_recipe("abc.yml", merge_method="linear", models=[{"model": file(name)} for name in "abc"], parameters=HALVES)
+    most = max(value.nbytes for value in tensors(0).values())
+    written = sum(sorted(value.nbytes for value in tensors(0).values())[-3:])
+    assert make_plan(recipe("linear", ["abc.yml"], parameters=HALVES)).peak_bytes == (3 + 1 + 1) * most + written
     assert repr(plan).startswith("MergePlan(linear, 14 tensors in 1 file")
 
 

@@ -143,6 +143,22 @@ def test_whose_tokenizer(said, meant):
             "{merge_method: linear, models: [{model: a}], parameters: {lambda: 1}}",
             "parameters.lambda: linear has no such parameter (task_arithmetic has)",
         ),
+        (
+            "{merge_method: ties, base_model: c, models: [{model: a, parameters: {density: [0.2, 1.5]}}]}",
+            "models[0].parameters.density: 1.5 is out of bounds. It has to be from 0 to 1",
+        ),
+        (
+            "{merge_method: nearswap, base_model: c, models: [{model: a}], parameters: {t: -0.1}}",
+            "parameters.t: -0.1 is out of bounds. It has to be zero or more",
+        ),
+        (
+            "{merge_method: ties, base_model: c, models: [{model: a}], parameters: {scope: all}}",
+            "parameters.scope: 'all' is out of bounds. It has to be model or tensor",
+        ),
+        (
+            "{merge_method: dare_ties, base_model: c, models: [{model: a}], parameters: {consensus_method: most}}",
+            "parameters.consensus_method: 'most' is out of bounds. It has to be sum or count",
+        ),
         ("{merge_method: task_arithmetic, models: [{model: a}]}", "base_model: task_arithmetic needs one"),
         ("{merge_method: task_arithmetic, base_model: a, models: [{model: a}]}", "beside the base, and there are 0"),
         ("{merge_method: linear}", "the recipe names no models"),

@@ -64,16 +64,21 @@ def summed(taus, weights, normalize) -> np.ndarray:
     return linear(taus, weights, normalize)
 
 
-def elected(taus, weights, normalize) -> np.ndarray:
-    """Element by element: the sign of Σ w τ (plus for zero), then Σ w τ over those of that sign, over their Σ w."""
+def elected(taus, weights, normalize, consensus="sum") -> np.ndarray:
+    """Element by element: the sign of Σ w τ (plus for zero), then Σ w τ over those of that sign, over their Σ w.
+
+    By count, the sign is that of Σ sign(w τ).
+    """
     merged = np.zeros(taus[0].shape)
     for at in np.ndindex(merged.shape):
         votes = [w * tau[at] for w, tau in zip(weights, taus, strict=True)]
-        sign = 1 if math.fsum(votes) >= 0 else -1
+        ballots = votes if consensus == "sum" else [float(np.sign(vote)) for vote in votes]
+        sign = 1 if math.fsum(ballots) >= 0 else -1
         agreeing = [(w, vote) for w, vote in zip(weights, votes, strict=True) if vote * sign > 0]
         mass = math.fsum(w for w, _ in agreeing)
         value = math.fsum(vote for _, vote in agreeing)
-        merged[at] = value / mass if normalize and abs(mass) > 1e-8 else value
+        least = 1e-6 * sum(map(abs, weights)) if min(weights) < 0 else 0
+        merged[at] = value / mass if normalize and abs(mass) > least else value
     return merged
 
 
@@ -223,5 +228,8 @@ def merge(method, models, base, parameters, settings, uniforms=None):
             case "della":
                 keep = rank_probabilities(np.atleast_1d(taus[i]), p["density"], p["epsilon"]).reshape(taus[i].shape)
                 taus[i] = dropped(taus[i], keep, uniforms[i], settings["rescale"])
-    together = elected if method in {"ties", "dare_ties", "della", "breadcrumbs_ties"} else summed
-    return base + settings["lambda"] * together(taus, weights, settings["normalize"])
+    if method in {"ties", "dare_ties", "della", "breadcrumbs_ties"}:
+        together = elected(taus, weights, settings["normalize"], settings["consensus_method"])
+    else:
+        together = summed(taus, weights, settings["normalize"])
+    return base + settings["lambda"] * together

@@ -44,6 +44,7 @@ app = App(
     help_epilogue=_MAIN_EXAMPLES,
     help_format="plaintext",
     config=_defaults,
+    suppress_keyboard_interrupt=False,  # main says what becomes of what was done
 )
 _zoo = App(name="zoo", help="Look at a zoo of checkpoints.", help_epilogue="Example:\n\n    taskatlas zoo ls zoo/")
 app.command("taskatlas.cli.demo:app", name="demo", help="Run the whole tour on handwritten digits.")

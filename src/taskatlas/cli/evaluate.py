@@ -15,6 +15,7 @@ app = App(
     taskatlas evaluate merged.safetensors --on digits.npz --builder nets.py:mlp
     taskatlas evaluate average/ ties/ --on a.tsv b.tsv --individual experts/
     taskatlas evaluate merged/ --on a=a.npz b=b.npz --infer entropy --out scores
+    taskatlas evaluate net.safetensors --on low=low.npz high=high.npz --classes low=0-4 high=5-9
 """,
 )
 
@@ -26,6 +27,7 @@ def evaluate_models(
     individual: str | None = None,
     ensemble: Annotated[bool, Parameter(negative=())] = False,
     infer: Literal["entropy", "confidence"] | None = None,
+    classes: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     builder: str | None = None,
     split: str | None = None,
     batch_size: Positive = 64,
@@ -37,7 +39,8 @@ def evaluate_models(
     model with a head for each. Any other folder of checkpoints is a model for each of them. Rows are called by the
     file's or folder's name, or as in NAME=PATH.
 
-    Known heads: the task is told, so only its classes compete. Inferred heads: it is not; all classes compete.
+    Known heads: the task is told, so only its classes compete: all outputs of a head of its own, and of one network
+    for all tasks those in --classes, or that the samples' class names say. Inferred heads: all classes compete.
 
     With --out, writes evaluation.csv, evaluation.json, evaluation.png and receipt.json there.
 
@@ -50,6 +53,8 @@ def evaluate_models(
         ensemble: A row for the mean of the individual networks' probabilities; they must share one label space.
         infer: How a head is chosen where the task is not told: lowest entropy or highest confidence. Default: heads of
             a folder are not inferred.
+        classes: Which outputs of one network for all tasks are a task's: TASK=0-4 or TASK=0,2,7. Default: the names of
+            the samples' classes, and all outputs where they have none.
         builder: For checkpoints that name none: transformers, timm:NAME, torchvision:NAME,
             module.path:function, file.py:function.
         split: Of tables with a column split, only the rows with this value: test.
@@ -79,13 +84,14 @@ def evaluate_models(
         individual=experts,
         ensemble=ensemble,
         infer=infer,
+        classes=_numbers(classes or [], list(data)),
         batch_size=batch_size,
         device=common.device,
         engine=common.engine,
     )
     files = []
     if common.out is not None:
-        settings = {"infer": infer, "ensemble": ensemble, "split": split}
+        settings = {"infer": infer, "ensemble": ensemble, "split": split, "classes": classes or []}
         everything = {**subjects, **({} if experts is None else {INDIVIDUAL: experts})}
         sources = [Path(path) for path in paths.values()]
         write_evaluation(
@@ -97,7 +103,12 @@ def evaluate_models(
     cells = [[_cell(row[name]) for name in columns] for row in rows]
     shown = table("Accuracy ± standard error", columns, cells)
     tasks = {task: len(probe) for task, probe in data.items()}
-    emit(common, {"tasks": tasks, "infer": infer, "models": [_plain(row, tasks) for row in rows]}, [shown, *files])
+    told = []
+    if found.unlisted:
+        unlisted = ", ".join(found.unlisted)
+        told = [f"Which outputs are the classes of {unlisted} is not known: all compete. Name them: --classes TASK=0-4"]
+    document = {"tasks": tasks, "infer": infer, "unlisted": found.unlisted}
+    emit(common, document | {"models": [_plain(row, tasks) for row in rows]}, [shown, *told, *files])
 
 
 def _named(given: list[str], what: str) -> dict[str, str]:
@@ -114,6 +125,24 @@ def _named(given: list[str], what: str) -> dict[str, str]:
         if name in found:
             raise BadInput(f"two {what}s are called {name!r}: {found[name]} and {path}. Name one: NAME={path}")
         found[name] = path
+    return found
+
+
+def _numbers(given: list[str], tasks: list[str]) -> dict[str, list[int]]:
+    """Task -> the numbers in TASK=0-4,7."""
+    from taskatlas.errors import BadInput
+
+    found: dict[str, list[int]] = {}
+    for text in given:
+        task, _, numbers = text.rpartition("=")
+        ranges = [part.partition("-") for part in numbers.split(",")]
+        try:
+            ends = [(int(first), int(last if dash else first)) for first, dash, last in ranges]
+        except ValueError as error:
+            raise BadInput(f"{text!r} gives no classes. Write TASK=0-4 or TASK=0,2,7.") from error
+        if task not in tasks or task in found:
+            raise BadInput(f"--classes {text}: name each of the tasks {', '.join(tasks)} at most once.")
+        found[task] = [number for first, last in ends for number in range(first, last + 1)]
     return found
 
 

@@ -83,10 +83,12 @@ def merge(
         "kept": result.kept,
     }
     kept = f" ({result.kept} of {len(plan.shards)} files were finished before)" if result.kept else ""
-    done = (
-        f"wrote {out}: {result.tensors} tensors, {_megabytes(result.bytes_written)} in {result.seconds:.1f} s{kept}; "
-        f"{_megabytes(result.bytes_read)} read, {_megabytes(result.peak_bytes)} of memory"
-    )
+    done = f"{out} was finished before: {result.tensors} tensors, {_megabytes(result.bytes_written)}, all as they were"
+    if result.kept < len(plan.shards):
+        done = (
+            f"wrote {out}: {result.tensors} tensors, {_megabytes(result.bytes_written)} in {result.seconds:.1f} s{kept}"
+            f"; {_megabytes(result.bytes_read)} read, {_megabytes(result.peak_bytes)} of memory"
+        )
     emit(common, document, [done])
 
 

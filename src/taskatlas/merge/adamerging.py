@@ -11,11 +11,10 @@ gradient of λ from it in closed form (``TaskVectors.gradient``): memory does no
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
@@ -25,17 +24,13 @@ from torch import Tensor, nn
 from taskatlas.engine import track
 from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.merge.adamerged import AdaMerged
-from taskatlas.merge.batch_norm import Moments, batch_moments, batch_norms, batch_statistics, but_statistics
+from taskatlas.merge.batch_norm import batch_statistics, but_statistics, pooled_statistics
 from taskatlas.merge.flat_model import FlatModel
 from taskatlas.merge.state import Model, named_tensors
+from taskatlas.merge.task_network import Head, TaskNetwork
 from taskatlas.merge.task_vectors import Level, TaskVectors, differing
-from taskatlas.merge.unlabelled import Batch, batch_length, call, endless, logits_of, network_inputs, placed
+from taskatlas.merge.unlabelled import Batch, endless, placed
 from taskatlas.probe import quiet
-from taskatlas.zoo.weights import first_line
-
-Head = Callable[[Any], Any]
-
-_STATISTICS_BATCHES = 64  # of each task, from which BatchNorm's statistics are estimated at the end
 
 
 def adamerge(
@@ -59,7 +54,8 @@ def adamerge(
     are each expert's own; heads of equal shapes have to be named by ``own``, or given apart as ``heads``.
 
     Networks run in evaluation mode and stay as they were. BatchNorm layers alone normalise with each batch's statistics
-    while λ is learned; those of the merged network are estimated at the end, pooled over all tasks.
+    while λ is learned; those of the merged network are estimated at the end, pooled over all tasks. An encoder-decoder
+    is asked for the first token that its decoder gives.
 
     Args:
         base: what the experts were trained from: a module, tensors by name, a checkpoint, or a path of weights.
@@ -80,8 +76,8 @@ def adamerge(
 
     Raises:
         BadInput: experts that do not fit the base, a task without expert or head, data that run out, outputs without
-            logits, a batch that a network cannot take.
-        WorkFailed: an entropy is NaN; names the task and the step.
+            logits, a batch that a network cannot take, a setting that is none.
+        WorkFailed: an entropy is NaN, which is told with the task and the step; a device's memory is too small.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -92,7 +88,7 @@ def adamerge(
     """
     tasks = sorted(data)
     experts = {name: experts[name] for name in sorted(experts)}
-    _check(tasks, experts, heads, steps, learning_rate)
+    _check(tasks, experts, heads, level, steps, learning_rate, initial)
     networks = {task: _network(task, base, experts) for task in tasks}
     device, _ = placed(next(iter(networks.values())))
     vectors = TaskVectors.of(
@@ -107,9 +103,9 @@ def adamerge(
         for network in _different(networks.values()):
             stack.enter_context(batch_statistics(network))
         _seed_everything(seed)  # quiet puts back the states that it found
-        learned = _learn(vectors, networks, heads, data, level, steps, learning_rate, initial)
+        learned = _learn(vectors, _learning(networks, vectors, heads), data, level, steps, learning_rate, initial)
         state = vectors.state(learned.theta)
-        state |= _statistics(networks, data, state, vectors.own)
+        state |= pooled_statistics(networks, data, state, vectors.own)
     reached = learned.reached
     unreached = tuple(name for name in vectors.places if name not in reached)
     dead = vectors.dead.cpu().numpy() | np.array([name not in reached for name in vectors.places])
@@ -162,8 +158,7 @@ class _Learned:
 
 def _learn(
     vectors: TaskVectors,
-    networks: Mapping[str, nn.Module],
-    heads: Mapping[str, Head],
+    networks: Mapping[str, TaskNetwork],
     data: Mapping[str, Iterable[Batch]],
     level: Level,
     steps: int,
@@ -175,15 +170,13 @@ def _learn(
     coefficients = torch.full(shape, initial, dtype=torch.float64, device=vectors.base.device, requires_grad=True)
     optimizer = torch.optim.Adam([coefficients], lr=learning_rate)
     streams = {task: endless(data[task], f"task {task!r}") for task in networks}
-    tensors = {task: _tensors(model, networks[task], vectors.own.get(task, {})) for task in networks}
     path = [coefficients.detach().cpu().numpy().copy()]
     entropy = np.empty((steps, len(networks), 2))
     for step in track(range(steps), "learning coefficients"):
         model.merge(coefficients)
         for position, (task, network) in enumerate(networks.items()):
             with torch.enable_grad():
-                logits = _logits(task, network, tensors[task], heads.get(task), next(streams[task]), vectors.base.dtype)
-                found = mean_entropy(logits)
+                found = mean_entropy(network.logits(network.inputs(next(streams[task])), model.tensors))
             entropy[step, position] = [float(value.detach()) for value in found]
             if not math.isfinite(entropy[step, position, 0]):
                 raise WorkFailed(
@@ -198,46 +191,14 @@ def _learn(
     return _Learned(model.theta, np.stack(path), entropy, frozenset(model.reached))
 
 
-def _tensors(model: FlatModel, network: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a task's network runs with: the merged leaves, the task's own tensors, and what no coefficient moves."""
-    its = {name: value.to(model.theta if value.is_floating_point() else value) for name, value in own.items()}
-    return {**but_statistics(network, {**model.vectors.fixed, **its}), **model.tensors}
-
-
-def _logits(
-    task: str,
-    network: nn.Module,
-    tensors: Mapping[str, Tensor],
-    head: Head | None,
-    batch: Batch,
-    precision: torch.dtype,
-) -> Tensor:
-    inputs = network_inputs(batch, network, precision)
-    try:
-        output = call(network, inputs, tensors)
-        output = output if head is None else head(output)
-    except Exception as error:  # the network's own code may raise anything
-        hint = " Give more than one sample a batch." if "more than 1 value" in str(error) else ""
-        raise BadInput(f"the network of task {task!r} cannot take a batch: {first_line(error)}.{hint}") from error
-    return logits_of(output, batch_length(inputs), f"the network of task {task!r}")
-
-
-def _statistics(
-    networks: Mapping[str, nn.Module],
-    data: Mapping[str, Iterable[Batch]],
-    state: Mapping[str, Tensor],
-    own: Mapping[str, Mapping[str, Tensor]],
-) -> dict[str, Tensor]:
-    """BatchNorm's statistics of the merged network, pooled over all tasks."""
-    pooled: dict[str, Moments] = {}
-    for task, network in networks.items():
-        if batch_norms(network):
-            batches, tensors = islice(data[task], _STATISTICS_BATCHES), {**state, **own.get(task, {})}
-            for name, moments in batch_moments(network, batches, tensors=tensors, who=f"task {task!r}").items():
-                pooled[name] = pooled[name] + moments if name in pooled else moments
-    found = {f"{name}.running_mean": moments.mean for name, moments in pooled.items()}
-    found |= {f"{name}.running_var": moments.variance for name, moments in pooled.items()}
-    return {name: value.to(state[name]) for name, value in found.items() if name in state}
+def _learning(
+    networks: Mapping[str, nn.Module], vectors: TaskVectors, heads: Mapping[str, Head]
+) -> dict[str, TaskNetwork]:
+    """The networks, without statistics that a pass under ``batch_statistics`` would write to."""
+    return {
+        task: replace(one, kept=but_statistics(one.network, one.kept))
+        for task, one in TaskNetwork.each(networks, vectors, heads).items()
+    }
 
 
 def _network(task: str, base: Model, experts: Mapping[str, Model]) -> nn.Module:
@@ -271,9 +232,15 @@ def _check(
     tasks: Sequence[str],
     experts: Mapping[str, Model],
     heads: Mapping[str, Head] | None,
+    level: str,
     steps: int,
     learning_rate: float,
+    initial: float,
 ) -> None:
+    if level not in get_args(Level):
+        raise BadInput(f"level={level!r} is none. Choose one of: {', '.join(get_args(Level))}.")
+    if not math.isfinite(initial):
+        raise BadInput(f"coefficients cannot start at {initial:g}; give a finite number, such as 0.3.")
     if not tasks:
         raise BadInput("there are no data to learn coefficients on. Give batches for each task.")
     unknown = [task for task in tasks if task not in experts]

@@ -9,6 +9,7 @@ and the spread of the batches' means counts as variance (Chan, Golub and LeVeque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from taskatlas.errors import BadInput
 from taskatlas.merge.unlabelled import Batch, call, network_inputs
 from taskatlas.probe import quiet
 from taskatlas.zoo.weights import first_line
+
+_POOLED = 64  # batches of each task that statistics are pooled from
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +139,37 @@ def batch_moments(
         if not bool((moments.mean.isfinite() & moments.squares.isfinite()).all()):
             raise BadInput(f"the input of {name} in {who} is NaN or infinite for these data. Are its weights whole?")
     return seen
+
+
+def pooled_statistics(
+    networks: Mapping[str, nn.Module],
+    data: Mapping[str, Iterable[Batch]],
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """BatchNorm's statistics of one merged network, pooled over all tasks, up to 64 batches of each.
+
+    Args:
+        networks: task -> the network that runs it; networks without BatchNorm see no data.
+        data: task -> its batches.
+        state: the merged tensors.
+        own: task -> tensors that its network has for itself.
+
+    Returns:
+        ``running_mean`` and ``running_var`` of the layers whose statistics are among the merged tensors.
+
+    Raises:
+        BadInput: as ``reestimate_batch_norm``.
+    """
+    pooled: dict[str, Moments] = {}
+    for task, network in networks.items():
+        if batch_norms(network):
+            batches, tensors = islice(data[task], _POOLED), {**state, **own.get(task, {})}
+            for name, moments in batch_moments(network, batches, tensors=tensors, who=f"task {task!r}").items():
+                pooled[name] = pooled[name] + moments if name in pooled else moments
+    found = {f"{name}.running_mean": moments.mean for name, moments in pooled.items()}
+    found |= {f"{name}.running_var": moments.variance for name, moments in pooled.items()}
+    return {name: value.to(state[name]) for name, value in found.items() if name in state}
 
 
 def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from taskatlas.errors import BadInput
 from taskatlas.merge.elect import elected_sum
 from taskatlas.merge.operands import Operands
 from taskatlas.merge.quantile import kth_largest
@@ -28,17 +27,9 @@ def combine(
 
     Without a base, the models themselves are summed. With ``normalize``, the sum is divided by the weights' sum: of
     those that agree, where a sign is elected.
-
-    Raises:
-        BadInput: weights that are to be normalised sum to zero.
     """
     weights = [parameters["weight"] for parameters in piece.parameters]
     normalize = piece.settings["normalize"]
-    if normalize and not sum(weights):
-        raise BadInput(
-            f"the weights of {piece.name!r} sum to zero, so they cannot be normalised. "
-            "Change them, or set normalize to false."
-        )
     vectors = task_vectors(piece)
     if sparsify is not None:
         vectors = (
@@ -47,7 +38,9 @@ def combine(
         )
     if elect:
         alike = len(set(weights)) == 1 and weights[0] > 0
-        merged = elected_sum(list(vectors), weights, normalize=normalize, weighted_votes=not alike)
+        by_count = piece.settings["consensus_method"] == "count"
+        how = {"normalize": normalize, "weighted_votes": not alike, "by_count": by_count}
+        merged = elected_sum(list(vectors), weights, **how)
     else:
         total = sum(weights) if normalize else 1.0
         several = zip(vectors, weights, strict=True)

@@ -17,18 +17,20 @@ the zoo. Samples are whatever ``Probe.open`` reads, and their labels are not loo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.fusion_learning import Optimizer
 from taskatlas.merge.hypernetwork import Bound
+from taskatlas.merge.limits import ANY, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Limits, should_be
 from taskatlas.merge.lora import is_adapter
-from taskatlas.merge.recipe import did_you_mean, path_of
+from taskatlas.merge.recipe import Strict, did_you_mean, first_problem, path_of
 from taskatlas.merge.task_vectors import Level
 from taskatlas.probe import Probe
 from taskatlas.store import digest
@@ -37,37 +39,53 @@ from taskatlas.zoo.yaml_file import read_yaml
 
 DataMethod = Literal["adamerging", "data_adaptive", "fisher", "regmean"]
 
-_LEARNED = {"steps": 500, "learning_rate": 1e-3, "initial": 0.3, "batch_size": 16, "transductive": False}
-DATA_METHODS: Mapping[str, Mapping[str, Any]] = {
-    "adamerging": {"level": "layer", "density": None, **_LEARNED},
-    "data_adaptive": {
-        "level": "task",
-        **_LEARNED,
-        "steps": 1000,
-        "learning_rate": 1e-5,
-        "bound": "none",
-        "standardise": False,
-        "diversity": 0.0,
-        "collapse": 0.3,
-        "optimizer": "adam",
-    },
-    "fisher": {"samples": 256, "batch_size": 16},
-    "regmean": {"samples": 256, "off_diagonal": 0.9, "batch_size": 16},
-}
-"""Methods that look at data, each with its parameters and their defaults."""
 
-_WORDS = {"level": get_args(Level), "bound": get_args(Bound), "optimizer": get_args(Optimizer)}
+class Parameter(NamedTuple):
+    """A parameter's default, None where it may be left out, and the values that it may have."""
+
+    default: Any
+    limits: Limits = ANY
+
+
+_AT_LEAST_1: Limits = (1.0, math.inf)
+_BATCH = Parameter(16, _AT_LEAST_1)
+_LEARNED: Mapping[str, Parameter] = {
+    "steps": Parameter(500, _AT_LEAST_1),
+    "learning_rate": Parameter(1e-3, POSITIVE),
+    "initial": Parameter(0.3),
+    "batch_size": _BATCH,
+    "transductive": Parameter(False),
+}
+_SAMPLES: Mapping[str, Parameter] = {"samples": Parameter(256, _AT_LEAST_1), "batch_size": _BATCH}
+DATA_METHODS: Mapping[str, Mapping[str, Parameter]] = {
+    "adamerging": {
+        "level": Parameter("layer", get_args(Level)),
+        "density": Parameter(None, POSITIVE_SHARE),
+        **_LEARNED,
+    },
+    "data_adaptive": {
+        "level": Parameter("task", get_args(Level)),
+        **_LEARNED,
+        "steps": Parameter(1000, _AT_LEAST_1),
+        "learning_rate": Parameter(1e-5, POSITIVE_SHARE),
+        "bound": Parameter("none", get_args(Bound)),
+        "standardise": Parameter(False),
+        "diversity": Parameter(0.0, NOT_NEGATIVE),
+        "collapse": Parameter(0.3, SHARE),
+        "optimizer": Parameter("adam", get_args(Optimizer)),
+    },
+    "fisher": _SAMPLES,
+    "regmean": {**_SAMPLES, "off_diagonal": Parameter(0.9, SHARE)},
+}
+"""Methods that look at data, each with its parameters."""
+
 _OPTIONAL = ("density", "collapse")  # may be null
 _RESULTS = ("recipe.yml", "receipt.json", "fusion.safetensors", "per-sample.yaml", "zoo.yaml", "README.md")
 _BASED = ("adamerging", "data_adaptive")
 _Name = Annotated[str, Field(min_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataEntry(_Strict):
+class DataEntry(Strict):
     """An expert and unlabelled samples of its task; the task is called like the model's file where it has no name."""
 
     model: _Name
@@ -80,7 +98,7 @@ class DataEntry(_Strict):
         return self.task or PurePath(self.model.partition("+")[2] or self.model).name.partition(".")[0]
 
 
-class DataRecipe(_Strict):
+class DataRecipe(Strict):
     """What to merge, how, and with which samples.
 
     Attributes:
@@ -105,7 +123,7 @@ class DataRecipe(_Strict):
     models: Annotated[tuple[DataEntry, ...], Field(min_length=1)]
     base_model: _Name | None = None
     extractor: _Name | None = None
-    parameters: dict[str, StrictBool | StrictInt | StrictFloat | StrictStr | None] = {}
+    parameters: dict[str, StrictBool | StrictInt | StrictFloat | StrictStr | None] = Field(default_factory=dict)
     builder: _Name | None = None
     split: _Name | None = None
     own: tuple[_Name, ...] = ()
@@ -126,7 +144,7 @@ class DataRecipe(_Strict):
         try:
             recipe = cls.model_validate(content)
         except ValidationError as error:
-            raise BadInput(_first_problem(error)) from error
+            raise BadInput(first_problem(error, cls, {"models": DataEntry})) from error
         for problem in recipe._problems():
             raise BadInput(problem)
         return recipe._located(beside)
@@ -168,7 +186,8 @@ class DataRecipe(_Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """Every parameter of the method."""
-        return {**DATA_METHODS[self.merge_method], **self.parameters}
+        defaults = {key: parameter.default for key, parameter in DATA_METHODS[self.merge_method].items()}
+        return {**defaults, **self.parameters}
 
     def __repr__(self) -> str:
         count = len(self.models)
@@ -273,23 +292,13 @@ class DataRecipe(_Strict):
                 return
             if value is None and key in _OPTIONAL:
                 continue
-            kind = float if known[key] is None else type(known[key])
+            default, limits = known[key]
+            kind = float if default is None else type(default)
             fits = isinstance(value, int | float) and not isinstance(value, bool) if kind is float else True
-            if not fits or (kind is not float and type(value) is not kind):
+            if value is None or not fits or (kind is not float and type(value) is not kind):
                 words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
                 yield f"parameters.{key}: {value!r} is not {words[kind]}."
-            elif value not in _WORDS.get(key, (value,)):
-                yield f"parameters.{key}: {value!r} is none of {', '.join(_WORDS[key])}."
-        for key, least in (("steps", 1), ("batch_size", 1), ("samples", 1)):
-            if self.settings.get(key, least) < least:
-                yield f"parameters.{key}: {self.settings[key]} is too few; give at least {least}."
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    place = problem["loc"]
-    if problem["type"] == "extra_forbidden":
-        known = list((DataEntry if len(place) > 1 else DataRecipe).model_fields)
-        meant = did_you_mean(str(place[-1]), known) or f". Keys are {', '.join(known)}."
-        return f"{path_of(*place)}: unknown key{meant}"
-    return f"{path_of(*place) or 'the recipe'}: {problem['msg']}."
+                return
+            wanted = should_be(limits, value)
+            if wanted is not None:
+                yield f"parameters.{key}: {value!r} is out of bounds. It has to be {wanted}."

@@ -5,11 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_NO_MASS = 1e-8  # weights that agree and sum to less than this, some of them negative, are no divisor
+_NO_MASS = 1e-6  # of all magnitudes: weights that agree and sum to no more, some of them negative, are no divisor
 
 
 def elected_sum(
-    vectors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool, weighted_votes: bool = True
+    vectors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    normalize: bool,
+    weighted_votes: bool = True,
+    by_count: bool = False,
 ) -> Tensor:
     """The weighted sum, or weighted mean, of those vectors that have the elected sign; element by element.
 
@@ -21,6 +26,7 @@ def elected_sum(
         weights: one a vector.
         normalize: divide by the sum of the weights of those that took part.
         weighted_votes: the vectors vote with their weights, a negative weight for the opposite sign.
+        by_count: each vector that is not zero has one vote, whatever its size.
 
     Example:
         >>> elected_sum([torch.tensor([1.0, -3.0]), torch.tensor([2.0, 1.0])], [1.0, 1.0], normalize=True)
@@ -28,7 +34,8 @@ def elected_sum(
     """
     votes = torch.zeros_like(vectors[0])
     for vector, weight in zip(vectors, weights, strict=True):
-        votes.add_(vector.mul_(weight) if weighted_votes else vector)
+        vote = vector.mul_(weight) if weighted_votes else vector
+        votes.add_(vote.sign() if by_count else vote)
     sign = torch.copysign(torch.ones_like(votes), votes)  # what cancels is a positive zero
     merged, mass = torch.zeros_like(votes), torch.zeros_like(votes)
     for vector, weight in zip(vectors, weights, strict=True):
@@ -40,4 +47,5 @@ def elected_sum(
         return merged
     if min(weights) > 0:
         return merged.div_(mass.clamp_(min=min(weights)))  # changes a mass of zero alone
-    return merged.div_(mass.masked_fill_(mass.abs() < _NO_MASS, 1.0))
+    least = _NO_MASS * sum(map(abs, weights)) if min(weights) < 0 else 0.0
+    return merged.div_(mass.masked_fill_(mass.abs() <= least, 1.0))

@@ -1,13 +1,14 @@
 """How good models are on labelled tasks: each task, their average, all tasks joined, and against individual models.
 
 A model is one network that answers every task, or a network with a head of its own for each task. Two questions are
-kept apart. *Known head*: the sample's task is told, so only that task's classes compete. *Inferred head*: the task is
-not told; one network's classes all compete, and of several heads the surest decides.
+kept apart. *Known head*: the sample's task is told, so only that task's classes compete: all outputs of a head of its
+own, and of one network for all tasks those that are known to be the task's. *Inferred head*: the task is not told; one
+network's classes all compete, and of several heads the surest decides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ def evaluate(
     individual: Mapping[str, Network] | None = None,
     ensemble: bool = False,
     infer: Infer | None = None,
+    classes: Mapping[str, Sequence[int]] | None = None,
     prepare: Callable[[list[Any]], Any] | None = None,
     batch_size: int = 64,
     device: str = "auto",
@@ -62,6 +64,9 @@ def evaluate(
         infer: how a sample's head is chosen where a model has several: lowest ``entropy`` (as a share of the largest
             that a head can have) or highest ``confidence`` (probability of the likeliest class). None: known heads
             alone. Every head then sees the samples of every task.
+        classes: task -> the numbers of the outputs that are its classes, of networks that answer every task. Where they
+            are not given, they are the probe's class names; where it has none, all outputs compete and the result says
+            so (``unlisted``).
         prepare: raw samples -> a tensor, or a mapping for ``module(**batch)``, for networks that do not bring it along;
             nothing is kept in the store then.
         batch_size: samples a pass; changes nothing but rounding.
@@ -70,16 +75,17 @@ def evaluate(
         engine: where networks run; see ``taskatlas.engine``.
 
     Raises:
-        BadInput: no models or data, data without labels, a label that a network has no output for, a task without a
-            head, outputs that are NaN or no logits.
+        BadInput: no models or data, data without labels, a label that a network has no output for or that is none of
+            the task's classes, a task without a head, an ensemble of unlike label spaces, outputs that are NaN or no
+            logits.
 
     Example:
         >>> x = np.array([[3, 1, 0], [0, 2, 4], [1, 0, 2]])
         >>> tasks = {"first": Probe.from_arrays(x[:2], [0, 1]), "second": Probe.from_arrays(x[2:], [2])}
-        >>> evaluate({"net": nn.Identity()}, tasks)  # of the first task's classes 0 and 1, the second is likelier
+        >>> evaluate({"net": nn.Identity()}, tasks, classes={"first": [0, 1], "second": [2]})
         Evaluation(1 models on 2 tasks; known heads: net 1.000; inferred heads: net 0.750)
     """
-    _check(models, data, individual, ensemble)
+    _check(models, data, individual, ensemble, infer, classes or {})
     subjects = {**models, **({} if individual is None else {INDIVIDUAL: individual})}
     networks = {name: _networks(name, subject, data) for name, subject in subjects.items()}
     pairs = {
@@ -93,15 +99,20 @@ def evaluate(
     jobs = [(*pair, prepare, batch_size, device, place) for pair in pairs.values()]
     answers = dict(zip(pairs, run_jobs(_log_probs, jobs, engine=engine, description="asking networks"), strict=True))
     scores: list[Score] = []
+    unlisted: set[str] = set()
     for name, own in networks.items():
         said = {head: {t: answers[id(net), t] for t in data if (id(net), t) in answers} for head, net in own.items()}
-        if _ALL in said:
-            scores += _score_one(name, said[_ALL], data)
-        else:
+        one = {name: said[_ALL]} if _ALL in said else {}
+        if _ALL not in said:
             scores += _score_heads(name, said, data, infer)
         if ensemble and name == INDIVIDUAL:
-            scores += _score_one(ENSEMBLE, {task: _mixed(task, said) for task in data}, data)
-    return Evaluation(tuple(scores), infer)
+            _check_one_space(said, data)
+            one[ENSEMBLE] = {task: _mixed(task, said) for task in data}
+        for row, its in one.items():
+            competing = {task: _competing(task, data, its[task].shape[1], row, classes or {}) for task in its}
+            scores += _score_one(row, its, data, competing)
+            unlisted |= {task for task, outputs in competing.items() if outputs is None}
+    return Evaluation(tuple(scores), infer, tuple(task for task in data if task in unlisted))
 
 
 def write_evaluation(
@@ -210,6 +221,18 @@ def _log_softmax(batch: BatchOfProbe, probe: Probe, who: str) -> np.ndarray:
     return values
 
 
+def _check_one_space(said: Mapping[str, Mapping[str, np.ndarray]], data: Mapping[str, Probe]) -> None:
+    """Refuses to mix networks whose outputs are known to stand for other classes."""
+    named = {
+        task: tuple(_classes(task, data, its[task].shape[1]))
+        for task, its in said.items()
+        if data[task].class_names is not None
+    }
+    if len(set(named.values())) > 1:
+        told = "; ".join(f"{', '.join(names[:4])} of {task}" for task, names in named.items())
+        raise BadInput(f"no ensemble of networks whose outputs are other classes ({told}); it needs one label space.")
+
+
 def _mixed(task: str, said: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
     """Logarithm of the mean of the networks' probabilities on one task."""
     sizes = {head: its[task].shape[1] for head, its in said.items()}
@@ -223,14 +246,18 @@ def _mixed(task: str, said: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarra
 # Scores from log-probabilities
 
 
-def _score_one(name: str, said: Mapping[str, np.ndarray], data: Mapping[str, Probe]) -> list[Score]:
+def _score_one(
+    name: str, said: Mapping[str, np.ndarray], data: Mapping[str, Probe], competing: Mapping[str, np.ndarray | None]
+) -> list[Score]:
     """One network for all tasks: with the task known its own classes compete, else all outputs.
 
     Of a single task that has all of the outputs the two are one, and only the first is given.
     """
     known, inferred = [], []
     for task, log_probs in said.items():
-        labels, own = _numbered(task, data, log_probs.shape[1], name)
+        labels, _ = _numbered(task, data, log_probs.shape[1], name)
+        given = competing[task]
+        own = np.arange(log_probs.shape[1]) if given is None else given
         known.append(Score(name, "known", task, _right(own[log_probs[:, own].argmax(1)], labels), len(labels)))
         if len(said) > 1 or len(own) < log_probs.shape[1]:
             inferred.append(Score(name, "inferred", task, _right(log_probs.argmax(1), labels), len(labels)))
@@ -244,8 +271,8 @@ def _score_heads(
     known, inferred = [], []
     outputs = {head: its[head].shape[1] for head, its in said.items()}
     for task in data:
-        labels, own = _numbered(task, data, outputs[task], f"{name} for {task}")
-        known.append(Score(name, "known", task, _right(own[said[task][task][:, own].argmax(1)], labels), len(labels)))
+        labels, _ = _numbered(task, data, outputs[task], f"{name} for {task}")
+        known.append(Score(name, "known", task, _right(said[task][task].argmax(1), labels), len(labels)))
         if infer is None:
             continue
         surest = np.stack([_doubt(its[task], infer) for its in said.values()]).argmin(0)
@@ -272,8 +299,24 @@ def _doubt(log_probs: np.ndarray, infer: Infer) -> np.ndarray:
 # Labels and outputs
 
 
-def _numbered(task: str, data: Mapping[str, Probe], outputs: int, who: str) -> tuple[np.ndarray, np.ndarray]:
-    """Each sample's label as the number of an output, and the outputs that are the task's own, ascending."""
+def _competing(
+    task: str, data: Mapping[str, Probe], outputs: int, who: str, classes: Mapping[str, Sequence[int]]
+) -> np.ndarray | None:
+    """The outputs that are the task's own, ascending; None where it is not known which they are."""
+    labels, named = _numbered(task, data, outputs, who)
+    if task not in classes:
+        return named if named is not None or len(np.unique(labels)) < outputs else np.arange(outputs)
+    own = np.unique(np.asarray(classes[task], dtype=np.int64))
+    if not len(own) or own[0] < 0 or own[-1] >= outputs:
+        raise BadInput(f"the classes of {task} are to be outputs of {who}, which are numbered from 0 to {outputs - 1}.")
+    other = labels[~np.isin(labels, own)]
+    if len(other):
+        raise BadInput(f"{task} has the label {other[0]}, which is none of its classes. Correct either.")
+    return own
+
+
+def _numbered(task: str, data: Mapping[str, Probe], outputs: int, who: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Each sample's label as the number of an output, and the outputs that are the task's own where they have names."""
     probe = data[task]
     labels, names = np.asarray(probe.labels), probe.class_names
     if names is None:
@@ -282,7 +325,7 @@ def _numbered(task: str, data: Mapping[str, Probe], outputs: int, who: str) -> t
                 f"the labels of {task} run from {labels.min()} to {labels.max()}, and {who} has {outputs} outputs, "
                 "numbered from 0. Is it a network for this task?"
             )
-        return labels, np.unique(labels)
+        return labels, None
     if len(names) == outputs:
         return labels, np.arange(outputs)
     every = _every_name(data)
@@ -312,6 +355,8 @@ def _check(
     data: Mapping[str, Probe],
     individual: Mapping[str, Network] | None,
     ensemble: bool,
+    infer: str | None,
+    classes: Mapping[str, Sequence[int]],
 ) -> None:
     if not data:
         raise BadInput("there are no data to evaluate on. Give labelled samples of at least one task.")
@@ -319,6 +364,11 @@ def _check(
         raise BadInput("there are no models to evaluate. Give at least one.")
     if ensemble and individual is None:
         raise BadInput("an ensemble is made of the individual networks, which are not given.")
+    if infer is not None and infer not in get_args(Infer):
+        raise BadInput(f"infer={infer!r} is no way to choose a head. Choose one of: {', '.join(get_args(Infer))}.")
+    unknown = [task for task in classes if task not in data]
+    if unknown:
+        raise BadInput(f"classes are given for {unknown[0]!r}, and there are only the tasks {', '.join(data)}.")
     taken = [name for name in (INDIVIDUAL, ENSEMBLE) if name in models]
     if taken:
         raise BadInput(f"a model is called {taken[0]!r}, which stands for a row of its own. Give it another name.")

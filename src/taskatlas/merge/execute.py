@@ -10,9 +10,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -27,7 +28,7 @@ from taskatlas.merge.shards import INDEX, Shard, write_index, write_shard
 from taskatlas.store import RECEIPT, Receipt, digest, file_digest, load_receipts, sampled_digest, writing
 
 MADE_BY = "merge"
-_UNFINISHED = ".merge-"
+_UNFINISHED, _LOCK = ".merge-", "lock"
 
 
 class _UnusableOperand(BadInput):
@@ -50,25 +51,48 @@ def carry_out(plan: MergePlan, out: str | Path, *, started: float | None = None)
     out = Path(out)
     unfinished = out / f"{_UNFINISHED}{plan.digest[:16]}"
     tokenizer = tokenizer_folder(plan.recipe, plan.sources, plan.config_from)
-    kept = len(plan.shards)
     if _is_finished(plan, out):
         shutil.rmtree(unfinished, ignore_errors=True)
+        kept = {shard.name for shard in plan.shards}
     else:
         _check_place(out, unfinished)
-        kept = _make(plan, out, unfinished, tokenizer, started)
-    return MergeResult(
-        out, len(plan.tensors), plan.bytes_read, plan.bytes_written, peak_memory(), time.perf_counter() - started, kept
-    )
+        there = _whole_shards(plan, out, unfinished)
+        _check_space(out, [shard for shard in plan.shards if shard.name not in there])
+        with writing(out):
+            unfinished.mkdir(parents=True, exist_ok=True)
+            with _alone(out, unfinished):
+                kept = _make(plan, out, unfinished, tokenizer, started)
+            shutil.rmtree(unfinished, ignore_errors=True)
+    read, seconds = plan.bytes_read_for(kept), time.perf_counter() - started
+    return MergeResult(out, len(plan.tensors), read, plan.bytes_written, peak_memory(), seconds, len(kept))
 
 
-def _make(plan: MergePlan, out: Path, unfinished: Path, tokenizer: Path | None, started: float) -> int:
-    """Merges what is not there yet, moves everything into its place, and returns how many shards were there."""
-    kept = {shard.name: place for shard in plan.shards if (place := _whole(shard, (unfinished, out))) is not None}
-    _check_space(out, [shard for shard in plan.shards if shard.name not in kept])
-    with writing(out), ThreadPoolExecutor(1) as merging:
-        unfinished.mkdir(parents=True, exist_ok=True)
-        for leftover in unfinished.glob(".*"):  # of a run that was killed
-            leftover.unlink()
+@contextmanager
+def _alone(out: Path, unfinished: Path) -> Iterator[None]:
+    """While it lasts, no other run merges into the folder; a process that ends lets go, however it ends.
+
+    Raises:
+        BadInput: another run is at it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # where the system has no such locks, whoever starts two runs is not told
+        yield
+        return
+    with (unfinished / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(f"another run is merging into {out}. Wait for it, or name another folder.") from error
+        yield
+
+
+def _make(plan: MergePlan, out: Path, unfinished: Path, tokenizer: Path | None, started: float) -> set[str]:
+    """Merges what is not there yet, moves everything into its place, and returns which shards were there."""
+    kept = _whole_shards(plan, out, unfinished)
+    for leftover in unfinished.glob(".*"):  # of a run that was killed
+        leftover.unlink()
+    with ThreadPoolExecutor(1) as merging:
         try:
             outputs = _write_shards(plan, unfinished, kept, merging)
         except _UnusableOperand:  # nothing that is there could ever become a whole
@@ -76,24 +100,23 @@ def _make(plan: MergePlan, out: Path, unfinished: Path, tokenizer: Path | None, 
             with suppress(OSError):
                 out.rmdir()
             raise
-        sources = {file: sampled_digest(file) for file in plan.files}
-        others = _write_others(plan, unfinished, tokenizer)
-        outputs |= {name: file_digest(unfinished / name) for name in others}
-        for name in outputs:
-            if (unfinished / name).is_file():
-                (unfinished / name).replace(out / name)
-        Receipt.now(
-            MADE_BY,
-            inputs=_inputs(plan, sources),
-            settings=_settings(plan),
-            outputs=outputs,
-            sources={str(file.resolve()): found for file, found in sources.items()},
-            seed=plan.seed,
-            started=started,
-        ).save(unfinished)
-        (unfinished / RECEIPT).replace(out / RECEIPT)
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return len(kept)
+    sources = {file: sampled_digest(file) for file in plan.files}
+    others = _write_others(plan, unfinished, tokenizer)
+    outputs |= {name: file_digest(unfinished / name) for name in others}
+    for name in outputs:
+        if (unfinished / name).is_file():
+            (unfinished / name).replace(out / name)
+    Receipt.now(
+        MADE_BY,
+        inputs=_inputs(plan, sources),
+        settings=_settings(plan),
+        outputs=outputs,
+        sources={str(file.resolve()): found for file, found in sources.items()},
+        seed=plan.seed,
+        started=started,
+    ).save(unfinished)
+    (unfinished / RECEIPT).replace(out / RECEIPT)
+    return set(kept)
 
 
 def _write_shards(
@@ -168,15 +191,22 @@ def _write_others(plan: MergePlan, folder: Path, tokenizer: Path | None) -> list
 
 
 def _is_finished(plan: MergePlan, out: Path) -> bool:
-    """Whether the folder holds the result of this very merge."""
+    """Whether the folder holds the result of this very merge.
+
+    Raises:
+        BadInput: it does, and some of its files are gone or have changed since.
+    """
     if not (out / RECEIPT).is_file():
         return False
     receipt = next((one for one in load_receipts(out) if one.made_by == MADE_BY), None)
     if receipt is None or receipt.settings != _settings(plan) or receipt.seed != plan.seed:
         return False
-    if any(_whole(shard, (out,)) is None for shard in plan.shards):
+    if receipt.inputs != _inputs(plan, {file: sampled_digest(file) for file in plan.files}):
         return False
-    return receipt.inputs == _inputs(plan, {file: sampled_digest(file) for file in plan.files})
+    problems = replace(receipt, sources={}).verify(out)
+    if problems:
+        raise BadInput(f"{out} holds this merge, but {problems[0]}. Remove the folder to merge again.")
+    return True
 
 
 def _inputs(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, str]:
@@ -192,10 +222,10 @@ def _settings(plan: MergePlan) -> dict[str, object]:
     return {"method": plan.recipe.merge_method, "shards": {shard.name: shard.nbytes for shard in plan.shards}}
 
 
-def _whole(shard: Shard, folders: Sequence[Path]) -> Path | None:
-    """Where a shard lies that was finished."""
-    places = (folder / shard.name for folder in folders)
-    return next((place for place in places if place.is_file() and place.stat().st_size == shard.nbytes), None)
+def _whole_shards(plan: MergePlan, out: Path, unfinished: Path) -> dict[str, Path]:
+    """Where shards lie that were finished, by name."""
+    places = ((shard, folder / shard.name) for shard in plan.shards for folder in (out, unfinished))
+    return {shard.name: at for shard, at in places if at.is_file() and at.stat().st_size == shard.nbytes}
 
 
 def _check_place(out: Path, unfinished: Path) -> None:

@@ -108,7 +108,10 @@ def write_beside(
     written = [RECIPE, CARD]
     (folder / RECIPE).write_text(recipe.text, encoding="utf-8")
     config = read_config(config_from)
-    (folder / CARD).write_text(_card(recipe, opens=config is not None), encoding="utf-8")
+    references = [entry.model for one in recipe.layers for entry in one.sources]
+    bases = [name for name in (recipe.base_model, *(one.base_model for one in recipe.layers)) if name is not None]
+    text = card(references, bases, recipe.merge_method, recipe.text, name=recipe.name, opens=config is not None)
+    (folder / CARD).write_text(text, encoding="utf-8")
     if config is not None:
         if layers is not None and depth is not None:
             config = _with_layers(config, layers, depth)
@@ -200,23 +203,42 @@ def _read_json(file: Path) -> Any:
         raise BadInput(f"cannot read {file} ({error}). Copy or download it again.") from error
 
 
-def _card(recipe: MergeRecipe, *, opens: bool) -> str:
-    """A model card: what the hub shows, and what was merged."""
-    references = list(dict.fromkeys(entry.model for one in recipe.layers for entry in one.sources))
-    bases = list(dict.fromkeys(filter(None, (recipe.base_model, *(one.base_model for one in recipe.layers)))))
-    published = [name for name in dict.fromkeys([*bases, *references]) if "/" in name and is_hub_id(name)]
+def card(
+    models: Sequence[str],
+    bases: Sequence[str],
+    method: str,
+    text: str,
+    *,
+    name: str | None,
+    opens: bool,
+    more: str = "",
+) -> str:
+    """A model card: what the hub shows, and what was merged.
+
+    Args:
+        models: what recipes call them.
+        bases: the same of base models.
+        method: of the merge.
+        text: the recipe.
+        name: of the merged model.
+        opens: whether transformers opens the folder.
+        more: what else to know.
+    """
+    everyone = list(dict.fromkeys([*bases, *models]))
+    published = [one for one in everyone if "/" in one and is_hub_id(one)]
     front: dict[str, Any] = {"tags": ["merge", "taskatlas"]}
     if opens:
         front["library_name"] = "transformers"
     if published:
         front["base_model"] = published
-    rows = [f"- `{name}`" + (" (the base)" if name in bases else "") for name in dict.fromkeys([*bases, *references])]
+    rows = [f"- `{one}`" + (" (the base)" if one in bases else "") for one in everyone]
     lines = [
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
-        f"# {recipe.name or 'A merged model'}",
-        f"Merged with taskatlas by the method `{recipe.merge_method}`, from:",
+        f"# {name or 'A merged model'}",
+        f"Merged with taskatlas by the method `{method}`, from:",
         "\n".join(rows),
-        f"```yaml\n{recipe.text}```",
+        *([more] if more else []),
+        f"```yaml\n{text}```",
         "`receipt.json` says what went in and what came out; `taskatlas check` verifies that it still holds.",
     ]
     return "\n\n".join(lines) + "\n"

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.merge.arguments import PerModel, complete, method_named
+from taskatlas.merge.arguments import SAID, PerModel, complete, method_named
 from taskatlas.merge.composition import model_thresholds
+from taskatlas.merge.lora import is_adapter
 from taskatlas.merge.methods import check_models, merge_tensor
-from taskatlas.merge.operands import Operands
+from taskatlas.merge.operands import Operands, refuse_nan
 from taskatlas.merge.state import Model, content_names, in_common, named_tensors
 from taskatlas.zoo import Checkpoint
 
@@ -74,6 +75,8 @@ def merge_models(
         >>> merge_models([a, b], base=base, method="task_arithmetic", scale=0.5)["weight"]
         tensor([[3., 3.]])
     """
+    for name in sorted(SAID.keys() & settings):
+        raise BadInput(f"{name} is called {SAID[name]} here. Give {SAID[name]}=.")
     chosen = method_named(method)
     listed = _labelled(models)
     given = {"weight": weights, "density": density, "normalize": normalize, "lambda": scale, **settings}
@@ -86,6 +89,8 @@ def merge_models(
         if base is None or not _is_same(model, base)
     }
     check_models(chosen, len(taking_part), has_base=base is not None)
+    for label in taking_part:
+        _refuse_adapter(listed[label], label)
     states = {label: named_tensors(listed[label], label) for label in taking_part}
     base_tensors = None if base is None else named_tensors(base, "the base")
     first = next(iter(states))
@@ -110,7 +115,9 @@ def merge_models(
     merged = {
         name: merge_tensor(chosen, tensors, like[name].dtype) for name, tensors in track(operands.items(), "merging")
     }
-    merged |= {name: like[name].clone() for name in common.kept}
+    for name in common.kept:
+        refuse_nan(name, of, like[name])
+        merged[name] = like[name].clone()
     return {name: merged[common.aliases.get(name, name)] for name in like}
 
 
@@ -130,6 +137,15 @@ def _labelled(models: Any) -> dict[str, Model]:
         if labels.count(label) > 1:
             raise BadInput(f"two models are called {label}. Give a mapping of names to models.")
     return dict(zip(labels, models, strict=True))
+
+
+def _refuse_adapter(model: Model, label: str) -> None:
+    place = model.weights if isinstance(model, Checkpoint) else model
+    if isinstance(place, Path | str) and is_adapter(Path(place)):
+        raise BadInput(
+            f"{label} is the LoRA adapter {place}, which is no model without its base. Merge by a recipe, which takes "
+            "adapters as they are, or save the adapted model first (merge_and_unload)."
+        )
 
 
 def _is_same(model: Model, base: Model) -> bool:

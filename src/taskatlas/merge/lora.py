@@ -7,7 +7,7 @@ adapters; the sum is float32 whatever the base's type, so that an update is not 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +99,14 @@ class AdaptedSource(Source):
         product = (product.T if update.transposed else product).reshape(tensor.shape)
         return torch.add(tensor.to(dtype), product, alpha=update.scale)
 
+    def mark(self, name: str) -> Hashable:
+        """The base's, of a tensor that the adapter leaves as it is."""
+        return name if name in self._changed else self.base.mark(name)
+
+    def tied(self, one: str, other: str) -> bool:
+        """Whether they are in the base, and the adapter changes neither."""
+        return not {one, other} & self._changed and self.base.tied(one, other)
+
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Matrices (rows, r) and (r, columns) whose product is a tensor's update, its last axes flat; or None."""
         update = self._plan[0].get(name)
@@ -121,10 +129,19 @@ class AdaptedSource(Source):
         dense = self._factors.nbytes(whole[name]) if name in whole else self.base.nbytes(name)
         return dense + sum(self._factors.nbytes(key) for key in factors)
 
+    def held(self, name: str) -> int:
+        """The base's tensor and the factors."""
+        return self.nbytes(name) if name in self._plan[0] else 0
+
     def expect(self, name: str) -> None:
         """Asks the system to read ahead."""
         if name in self.base.shapes:
             self.base.expect(name)
+
+    @cached_property
+    def _changed(self) -> set[str]:
+        updates, whole = self._plan
+        return {*updates, *whole}
 
     @cached_property
     def _plan(self) -> tuple[Mapping[str, _Update], Mapping[str, str]]:
@@ -219,9 +236,18 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _open_factors(folder: Path) -> Source:
+    return open_weights(str(folder), adapter_file(folder))
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file of an adapter's factors.
+
+    Raises:
+        BadInput: there is none.
+    """
     for name in _WEIGHTS:
         if (folder / name).is_file():
-            return open_weights(str(folder), folder / name)
+            return folder / name
     raise BadInput(f"{folder} holds no adapter: none of {', '.join(_WEIGHTS)} is in it. Copy or download it again.")
 
 

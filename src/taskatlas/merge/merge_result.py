@@ -61,7 +61,7 @@ class MergeResult:
     Attributes:
         out: the folder.
         tensors: their number.
-        bytes_read: of weights, each as often as it was needed.
+        bytes_read: of weights, each as often as it was needed; none where an earlier run had finished.
         bytes_written: of all weights.
         peak_bytes: of memory that the process has held at most, mapped files included.
         seconds: from the reading of the recipe on.

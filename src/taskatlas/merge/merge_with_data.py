@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.adamerging import adamerge
+from taskatlas.merge.batch_norm import pooled_statistics
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.data_recipe import DataRecipe
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.fisher_information import fisher, fisher_merge
+from taskatlas.merge.folder import CARD, CONFIG, RECIPE, card
 from taskatlas.merge.fused_network import open_task
 from taskatlas.merge.fusion_files import save_model
 from taskatlas.merge.lora import is_adapter
@@ -41,7 +44,7 @@ from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.manifest import MANIFEST, write_manifest
 from taskatlas.zoo.weights import weights_files
 
-FUSION, PER_SAMPLE, RECIPE = "fusion.safetensors", "per-sample.yaml", "recipe.yml"
+FUSION, PER_SAMPLE = "fusion.safetensors", "per-sample.yaml"
 
 
 def merge_with_data(
@@ -74,6 +77,7 @@ def merge_with_data(
         count, adaptation = _write_fusion(job, place) if fuses else _write_merge(job, place)
         if adaptation is not None:
             settings["learned"] = asdict(adaptation)  # the receipt is written when all is done
+        (place / CARD).write_text(_card(recipe, place), encoding="utf-8")
         written = sum(file.stat().st_size for file in place.rglob("*.safetensors"))
     read = sum(file.stat().st_size for one in (*job.experts.values(), *job.others.values()) for file in _files(one))
     seconds = time.perf_counter() - started
@@ -120,6 +124,14 @@ class _Job:
             task: Unlabelled(probe, prepare=experts[task].opened.prepare, batch_size=size)
             for task, probe in self.data.items()
         }
+
+    def some_samples(self, experts: Mapping[str, OpenedExpert]) -> dict[str, Unlabelled]:
+        """Task -> batches of ``some``, none of a single sample, of which BatchNorm could take no statistics."""
+        size, found = max(2, self.recipe.settings["batch_size"]), {}
+        for task, probe in self.some().items():
+            count = len(probe) - (len(probe) > 1 and len(probe) % size == 1)
+            found[task] = Unlabelled(probe.take(range(count)), prepare=experts[task].opened.prepare, batch_size=size)
+        return found
 
     def some(self) -> dict[str, Probe]:
         """Task -> as many samples as the recipe says, drawn by the seed."""
@@ -178,6 +190,9 @@ def _write_merge(job: _Job, place: Path) -> tuple[int, Adaptation | None]:
         merged = _in_closed_form(job, modules)
         states = {task: module.state_dict() for task, module in modules.items()}
         own = {task: {name: one for name, one in its.items() if name not in merged} for task, its in states.items()}
+        with torch.random.fork_rng():
+            torch.manual_seed(job.seed)  # of the order of samples
+            merged |= pooled_statistics(modules, job.some_samples(experts), merged, own)
     if any(own.values()):
         states = {task: {**merged, **own[task]} for task in job.data}
         _write_models(place, job.experts, modules, states)
@@ -197,6 +212,18 @@ def _in_closed_form(job: _Job, modules: Mapping[str, nn.Module]) -> dict[str, Te
         return fisher_merge(modules, seen, own=own)
     inputs = {task: gram_matrices(job.experts[task], probe, **how) for task, probe in job.some().items()}
     return regmean(modules, inputs, off_diagonal=settings["off_diagonal"], own=own)
+
+
+def _card(recipe: DataRecipe, place: Path) -> str:
+    apart = (place / MANIFEST).is_file()
+    more = (
+        f"Tasks: {', '.join(recipe.tasks)}. "
+        + ("There is a folder for each; `zoo.yaml` lists them." if apart else "One model answers them all.")
+        + (f" `{FUSION}` is the fusion itself, which `{PER_SAMPLE}` opens." if (place / FUSION).is_file() else "")
+    )
+    models, bases = [entry.model for entry in recipe.models], [] if recipe.base_model is None else [recipe.base_model]
+    opens = (place / CONFIG).is_file()
+    return card(models, bases, recipe.merge_method, recipe.text, name=recipe.name, opens=opens, more=more)
 
 
 def _digest(checkpoint: Checkpoint) -> str:

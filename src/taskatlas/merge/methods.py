@@ -1,7 +1,7 @@
 """The methods of merging in weight space, each a row: what it takes, what it measures, how it combines."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 from taskatlas.errors import BadInput
 from taskatlas.merge.composition import combine, least_kept, middle_kept
 from taskatlas.merge.elementwise import nearswap, passthrough
+from taskatlas.merge.limits import ANY, NOT_NEGATIVE, SHARE, Limits, should_be
 from taskatlas.merge.model_stock import model_stock
 from taskatlas.merge.operands import Cut, Operands, each_piece, refuse_not_finite
 from taskatlas.merge.sce import select_and_weigh, select_calculate_erase
@@ -26,16 +27,7 @@ from taskatlas.merge.sparsify import (
 )
 from taskatlas.merge.spherical import karcher, multislerp, nuslerp, slerp
 
-_BOUNDS = {  # of parameters and settings; any other number has to be finite
-    "density": (0.0, 1.0),
-    "gamma": (0.0, 1.0),
-    "epsilon": (0.0, 1.0),
-    "select_topk": (0.0, 1.0),
-    "threshold": (0.0, math.inf),
-    "max_iter": (0.0, math.inf),
-    "tol": (0.0, math.inf),
-    "eps": (0.0, math.inf),
-}
+_NO_SUM = 1e-8  # as a share of the sum of magnitudes: weights that sum to less cancel up to rounding
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,7 @@ class Method:
         most: number of models; None for any.
         parameters: of each model, with defaults; None where it has to be given.
         settings: of the merge, with defaults; None where it has to be given.
+        limits: of parameters and settings; any other number has to be finite.
         measure: looks at the whole tensors, on so many threads, and returns what ``combine`` needs. None: nothing.
         cut: how pieces are cut for ``combine``.
     """
@@ -61,8 +54,22 @@ class Method:
     most: int | None = None
     parameters: Mapping[str, float | None] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
     measure: Callable[[Operands, int | None], Any] | None = None
     cut: Cut = "elements"
+
+    def should_be(self, key: str, value: int | float | str) -> str | None:
+        """What a value that its limits refuse has to be, for within a sentence; None where they allow it.
+
+        Example:
+            >>> METHODS["ties"].should_be("density", 1.5), METHODS["ties"].should_be("scope", "all")
+            ('from 0 to 1', 'model or tensor')
+        """
+        return should_be(self.limits.get(key, ANY), value)
+
+    def normalizes(self, settings: Mapping[str, Any]) -> bool:
+        """Whether weights are divided by their sum: as a setting says, or always."""
+        return "weight" in self.parameters and bool(settings.get("normalize", settings.get("normalize_weights", True)))
 
 
 def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, threads: int | None = None) -> Tensor:
@@ -88,7 +95,8 @@ def merge_tensor(method: Method, operands: Operands, dtype: torch.dtype, *, thre
         >>> merge_tensor(METHODS["linear"], operands, torch.float32)
         tensor([2.5000, 5.0000])
     """
-    _check(method, operands)
+    check_models(method, len(operands.models), has_base=operands.base is not None)
+    check_numbers(method, operands.name, operands.called, operands.parameters, operands.settings)
     operands = operands.in_order()
     like = operands.tensors[0] if operands.base is None else operands.base
     same = like.is_floating_point() or all(torch.equal(like, tensor) for tensor in operands.everything)
@@ -142,27 +150,42 @@ def check_models(method: Method, count: int, *, has_base: bool) -> None:
         raise BadInput(f"{method.name} takes {wanted} model{'s' if method.least > 1 else ''}{beside}, not {count}.")
 
 
-def _check(method: Method, operands: Operands) -> None:
-    """Refuses operands that the method does not take."""
-    check_models(method, len(operands.models), has_base=operands.base is not None)
-    several = zip(operands.called, operands.parameters, strict=True)
-    for owner, values in (*several, ("the merge", operands.settings)):
-        for key, value in values.items():
-            if not isinstance(value, int | float):
-                continue
-            low, high = _BOUNDS.get(key, (-math.inf, math.inf))
-            sound = low <= value <= high and (math.isfinite(value) or key == "threshold")
-            if not sound:
-                raise BadInput(f"{key} of {owner} is {value:g} at {operands.name!r}. It has to be {_said(low, high)}.")
+def check_numbers(
+    method: Method,
+    name: str,
+    models: Sequence[str],
+    parameters: Sequence[Mapping[str, float]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Refuses what a tensor cannot be merged with.
+
+    Args:
+        method: the method.
+        name: of the tensor, for messages.
+        models: what messages call them.
+        parameters: of each model.
+        settings: of the merge.
+
+    Raises:
+        BadInput: a number or word out of its limits; probabilities of DELLA that are none; weights that sum to zero, up
+            to rounding, where they are normalised.
+    """
+    several = zip(models, parameters, strict=True)
+    for owner, values in (*several, ("the merge", settings)):
+        for key in (*method.parameters, *method.settings):
+            wanted = method.should_be(key, values[key]) if key in values else None
+            if wanted is not None:
+                value = values[key] if isinstance(values[key], str) else f"{values[key]:g}"
+                raise BadInput(f"{key} of {owner} is {value} at {name!r}. It has to be {wanted}.")
     if "epsilon" in method.parameters:
-        for model, values in zip(operands.called, operands.parameters, strict=True):
+        for model, values in zip(models, parameters, strict=True):
             check_probabilities(values["density"], values["epsilon"], model)
-
-
-def _said(low: float, high: float) -> str:
-    if math.isinf(low):
-        return "finite"
-    return "zero or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+    if method.normalizes(settings):
+        weights = [values["weight"] for values in parameters]
+        if abs(math.fsum(weights)) <= _NO_SUM * math.fsum(map(abs, weights)):
+            setting = next((key for key in ("normalize", "normalize_weights") if key in settings), None)
+            how = "Change them." if setting is None else f"Change them, or set {setting} to false."
+            raise BadInput(f"the weights of {name!r} sum to zero, so they cannot be normalised. {how}")
 
 
 _WEIGHT: Mapping[str, float | None] = {"weight": None}
@@ -170,6 +193,9 @@ _SPARSE: Mapping[str, float | None] = {"weight": None, "density": 1.0}
 _SUM: Mapping[str, Any] = {"normalize": False, "lambda": 1.0, "int8_mask": False}
 _MEAN: Mapping[str, Any] = {**_SUM, "normalize": True}
 _RANDOM: Mapping[str, Any] = {"rescale": True}
+_ELECTS: Mapping[str, Any] = {"consensus_method": "sum"}
+_DENSITY: Mapping[str, Limits] = {"density": SHARE}
+_CONSENSUS: Mapping[str, Limits] = {"consensus_method": ("sum", "count")}
 
 METHODS: Mapping[str, Method] = {
     method.name: method
@@ -180,7 +206,8 @@ METHODS: Mapping[str, Method] = {
             "ties",
             partial(combine, sparsify=keep_largest, elect=True),
             parameters=_SPARSE,
-            settings={**_MEAN, "scope": "tensor"},
+            settings={**_MEAN, **_ELECTS, "scope": "tensor"},
+            limits={**_DENSITY, **_CONSENSUS, "scope": ("model", "tensor")},
             measure=least_kept,
         ),
         Method(
@@ -188,18 +215,21 @@ METHODS: Mapping[str, Method] = {
             partial(combine, sparsify=keep_at_random),
             parameters=_SPARSE,
             settings={**_SUM, **_RANDOM},
+            limits=_DENSITY,
         ),
         Method(
             "dare_ties",
             partial(combine, sparsify=keep_at_random, elect=True),
             parameters=_SPARSE,
-            settings={**_SUM, **_RANDOM},
+            settings={**_SUM, **_RANDOM, **_ELECTS},
+            limits={**_DENSITY, **_CONSENSUS},
         ),
         Method(
             "della",
             partial(combine, sparsify=keep_at_random_by_rank, elect=True),
             parameters={**_SPARSE, "epsilon": 0.15},
-            settings={**_MEAN, **_RANDOM},
+            settings={**_MEAN, **_RANDOM, **_ELECTS},
+            limits={**_DENSITY, **_CONSENSUS, "epsilon": SHARE},
             cut="rows",
         ),
         Method(
@@ -207,6 +237,7 @@ METHODS: Mapping[str, Method] = {
             partial(combine, sparsify=keep_at_random_by_rank),
             parameters={**_SPARSE, "epsilon": 0.15},
             settings={**_SUM, **_RANDOM},
+            limits={**_DENSITY, "epsilon": SHARE},
             cut="rows",
         ),
         Method(
@@ -214,19 +245,22 @@ METHODS: Mapping[str, Method] = {
             partial(combine, sparsify=keep_middle),
             parameters={**_SPARSE, "gamma": 0.01},
             settings=_SUM,
+            limits={**_DENSITY, "gamma": SHARE},
             measure=middle_kept,
         ),
         Method(
             "breadcrumbs_ties",
             partial(combine, sparsify=keep_middle, elect=True),
             parameters={**_SPARSE, "gamma": 0.01},
-            settings=_SUM,
+            settings={**_SUM, **_ELECTS},
+            limits={**_DENSITY, **_CONSENSUS, "gamma": SHARE},
             measure=middle_kept,
         ),
         Method(
             "sce",
             select_calculate_erase,
             settings={"select_topk": 1.0, "int8_mask": False},
+            limits={"select_topk": SHARE},
             measure=select_and_weigh,
         ),
         Method("slerp", weighted_sum, least=1, most=1, settings={"t": None}, measure=slerp),
@@ -246,11 +280,19 @@ METHODS: Mapping[str, Method] = {
             "optional",
             parameters=_WEIGHT,
             settings={"normalize_weights": True, "eps": 1e-8},
+            limits={"eps": NOT_NEGATIVE},
             measure=multislerp,
         ),
-        Method("karcher", weighted_sum, "none", settings={"max_iter": 10, "tol": 1e-5}, measure=karcher),
+        Method(
+            "karcher",
+            weighted_sum,
+            "none",
+            settings={"max_iter": 10, "tol": 1e-5},
+            limits={"max_iter": NOT_NEGATIVE, "tol": NOT_NEGATIVE},
+            measure=karcher,
+        ),
         Method("model_stock", weighted_sum, least=2, settings={"filter_wise": False}, measure=model_stock),
-        Method("nearswap", nearswap, least=1, most=1, settings={"t": None}),
+        Method("nearswap", nearswap, least=1, most=1, settings={"t": None}, limits={"t": NOT_NEGATIVE}),
         Method("passthrough", passthrough, "none", least=1, most=1, parameters={"scale": 1.0}),
     )
 }

@@ -186,6 +186,17 @@ def refuse_not_finite(operands: Operands) -> None:
                 )
 
 
+def refuse_nan(name: str, model: str, tensor: Tensor) -> None:
+    """Looks through a tensor that is copied; infinities are a mask's.
+
+    Raises:
+        BadInput: an element is NaN; the message names the tensor and the model.
+    """
+    parts = torch.split(tensor.reshape(-1), PIECE)
+    if tensor.is_floating_point() and any(bool(torch.isnan(part.float()).any()) for part in parts):
+        raise BadInput(f"the tensor {name!r} of {model} holds NaN. Leave that model out or repair it.")
+
+
 @cache
 def _keep_freed_memory() -> None:
     """Until glibc has seen a large block freed, it hands every freed piece back to the system and asks for it anew."""

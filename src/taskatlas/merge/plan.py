@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taskatlas.merge.composition import model_thresholds
 from taskatlas.merge.methods import METHODS, merge_tensor
-from taskatlas.merge.operands import Operands, refuse_not_finite
+from taskatlas.merge.operands import Operands, refuse_nan, refuse_not_finite
 from taskatlas.merge.recipe import MergeRecipe
 from taskatlas.merge.shards import Shard
 from taskatlas.merge.sources import Source, size_in_bytes
@@ -41,6 +41,7 @@ class PlannedTensor:
         base: the same of the base; None where the method takes none.
         parameters: of each model.
         settings: of the method.
+        tied_to: the tensor that this is another name for: merged as that one is, to the same bytes.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PlannedTensor:
     base: tuple[str, str] | None
     parameters: tuple[Mapping[str, float], ...]
     settings: Mapping[str, Any]
+    tied_to: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +64,11 @@ class PlannedTensor:
     def whole_model(self) -> bool:
         """Whether its largest elements are those of the whole model, which has to be looked through first."""
         return self.settings.get("scope") == "model"
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is looked through before the first tensor is merged."""
+        return self.whole_model and self.tied_to is None
 
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
@@ -92,8 +99,15 @@ class MergePlan:
     @property
     def bytes_read(self) -> int:
         """Bytes that the merge reads, each tensor as often as it is needed."""
+        return self.bytes_read_for(())
+
+    def bytes_read_for(self, kept: Collection[str]) -> int:
+        """The same where shards of these names are there already."""
+        if all(shard.name in kept for shard in self.shards):
+            return 0
+        there = {name for shard in self.shards if shard.name in kept for name in shard.tensors}
         return sum(
-            self.sources[model].nbytes(name) * (2 if tensor.whole_model else 1)
+            self.sources[model].nbytes(name) * ((tensor.name not in there) + tensor.measured)
             for tensor in self.tensors
             for model, name in tensor.reads
         )
@@ -110,7 +124,7 @@ class MergePlan:
         Tensors in safetensors files are mapped, so the system can take their part back when it needs it.
         """
         largest = sorted(tensor.nbytes for tensor in self.tensors)[-(AHEAD + 1) :]
-        return max((self._held(tensor) for tensor in self.tensors), default=0) + sum(largest)
+        return max((self.held(tensor) for tensor in self.tensors), default=0) + sum(largest)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -154,6 +168,7 @@ class MergePlan:
                     ],
                     "base": None if tensor.base is None else {"model": tensor.base[0], "tensor": tensor.base[1]},
                     "settings": dict(tensor.settings),
+                    "tied_to": tensor.tied_to,
                 }
                 for shard in self.shards
                 for tensor in (self.by_name[name] for name in shard.tensors)
@@ -179,7 +194,9 @@ class MergePlan:
         """
         if tensor.method == COPY:
             (model, name), *_ = tensor.models
-            return self.sources[model].read(name).to(tensor.dtype, copy=True)
+            copied = self.sources[model].read(name)
+            refuse_nan(name, model, copied)
+            return copied.to(tensor.dtype, copy=True)
         operands = self.operands(tensor)
         if tensor.whole_model:
             thresholds = self.thresholds[tensor.labels]
@@ -193,7 +210,8 @@ class MergePlan:
         """What one tensor is merged of, mapped where its files allow."""
         tensors = tuple(self.sources[model].read(name) for model, name in tensor.models)
         base = None if tensor.base is None else self.sources[tensor.base[0]].read(tensor.base[1])
-        return Operands(tensor.name, tensor.labels, tensors, base, tensor.parameters, tensor.settings, self.seed)
+        name = tensor.tied_to or tensor.name  # which seeds what is random
+        return Operands(name, tensor.labels, tensors, base, tensor.parameters, tensor.settings, self.seed)
 
     @cached_property
     def thresholds(self) -> Mapping[tuple[str, ...], list[float]]:
@@ -206,7 +224,7 @@ class MergePlan:
         """
         groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
         for tensor in self.tensors:
-            if tensor.whole_model:
+            if tensor.measured:
                 groups.setdefault(tensor.labels, []).append(tensor)
         found = {labels: model_thresholds(_Mapped(self, group)) for labels, group in groups.items()}
         for labels, thresholds in found.items():
@@ -214,9 +232,10 @@ class MergePlan:
                 refuse_not_finite(self.operands(tensor))
         return found
 
-    def _held(self, tensor: PlannedTensor) -> int:
-        """Bytes in memory while a tensor is merged: of its operands and of the result."""
-        return tensor.nbytes + sum(size_in_bytes(self.sources[model].shapes[name]) for model, name in tensor.reads)
+    def held(self, tensor: PlannedTensor) -> int:
+        """Bytes in memory while a tensor is merged: of its operands, of what one of them is made of, of the result."""
+        sizes = sum(size_in_bytes(self.sources[model].shapes[name]) for model, name in tensor.reads)
+        return tensor.nbytes + sizes + max(self.sources[model].held(name) for model, name in tensor.reads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,6 +299,19 @@ class MergedSource(Source):
     def nbytes(self, name: str, /) -> int:
         """Of everything that it is made of."""
         return sum(self.plan.sources[model].nbytes(own) for model, own in self.plan.by_name[name].reads)
+
+    def mark(self, name: str, /) -> Hashable:
+        """The name of the tensor that it is tied to, or its own."""
+        return self.plan.by_name[name].tied_to or name
+
+    def tied(self, one: str, other: str, /) -> bool:
+        """Whether the plan ties them."""
+        return self.mark(one) == self.mark(other)
+
+    def held(self, name: str, /) -> int:
+        """What its own operands take."""
+        tensor = self.plan.by_name[name]
+        return self.plan.held(tensor) - tensor.nbytes
 
     def expect(self, name: str, /) -> None:
         """Asks the system to read ahead."""

@@ -1,28 +1,32 @@
-"""A plan made of a recipe: models opened, tensors matched, parameters settled; nothing but headers is read."""
+"""A plan made of a recipe: models opened, tensors matched, parameters settled; little but headers is read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.assembly import Slot, assemble, stacked_layers
 from taskatlas.merge.folder import refuse_quantised
-from taskatlas.merge.methods import Method
+from taskatlas.merge.methods import Method, check_numbers
 from taskatlas.merge.parameters import Scalar, Settings, first_value
 from taskatlas.merge.plan import COPY, MergedSource, MergePlan, PlannedTensor, dtype_name
-from taskatlas.merge.recipe import MergeRecipe, OutputSlice, path_of
+from taskatlas.merge.recipe import MergeRecipe, ModelEntry, OutputSlice, SourceSlice, path_of
 from taskatlas.merge.references import References
 from taskatlas.merge.shards import lay_out
 from taskatlas.merge.sources import Source
+from taskatlas.merge.ties import tied_slots
 from taskatlas.zoo import Zoo
 
 SHARD_SIZE = 5_000_000_000
 _LISTED = 12  # tensors in a message
+
+Entry = TypeVar("Entry", ModelEntry, SourceSlice)
 
 
 def make_plan(
@@ -32,7 +36,7 @@ def make_plan(
     seed: int = 0,
     shard_size: int = SHARD_SIZE,
 ) -> MergePlan:
-    """Works out a recipe: opens its models, reads the headers of their files, and nothing else.
+    """Works out a recipe: opens its models, reads the headers of their files, and which of their tensors are tied.
 
     Args:
         recipe: a recipe or its file. Models that are paths are looked for from the working folder, then from the
@@ -72,9 +76,10 @@ def _plan(
             refuse_quantised(sources[reference])
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from error
-    tensors = _tensors(recipe, assemble(recipe, references.open), sources)
+    spelt = _base_in_one_spelling(recipe, sources)
+    tensors = _tensors(spelt, assemble(spelt, references.open), sources)
     _check_scope(tensors)
-    layers = stacked_layers(recipe, references.open)
+    layers = stacked_layers(spelt, references.open)
     return MergePlan(recipe, tensors, lay_out(tensors, shard_size), sources, seed, layers)
 
 
@@ -86,6 +91,30 @@ def _zoo(recipe: MergeRecipe, zoo: Zoo | None, references: References) -> Zoo | 
     except BadInput as error:
         raise BadInput(f"zoo: {error}") from error
     return named if zoo is None else Zoo.open({**named, **zoo})
+
+
+def _base_in_one_spelling(recipe: MergeRecipe, sources: Mapping[str, Source]) -> MergeRecipe:
+    """The recipe with a base that stands among the models called as it is called as the base.
+
+    Raises:
+        BadInput: without the base, too few models are left.
+    """
+
+    def spelt(entry: Entry, base: str | None) -> Entry:
+        if base is None or not sources[base].files or sources[entry.model].identity != sources[base].identity:
+            return entry
+        return entry.model_copy(update={"model": base})
+
+    models = recipe.models and tuple(spelt(entry, recipe.base_model) for entry in recipe.models)
+    slices = recipe.slices and tuple(
+        one.model_copy(
+            update={"sources": tuple(spelt(entry, one.base_model or recipe.base_model) for entry in one.sources)}
+        )
+        for one in recipe.slices
+    )
+    if (models, slices) == (recipe.models, recipe.slices):
+        return recipe
+    return MergeRecipe.from_dict(recipe.model_copy(update={"models": models, "slices": slices}).model_dump())
 
 
 def _fields(recipe: MergeRecipe) -> list[tuple[str, str]]:
@@ -110,21 +139,27 @@ def _where(recipe: MergeRecipe, number: int, position: int) -> str:
 
 
 def _tensors(recipe: MergeRecipe, slots: Sequence[Slot], sources: Mapping[str, Source]) -> tuple[PlannedTensor, ...]:
-    planned: list[PlannedTensor] = []
+    planned: dict[str, PlannedTensor] = {}
     problems: list[str] = []
+    everyone = {slot.name: _places(recipe, slot) for slot in slots}
+    ties: dict[str, str] = {}
+    for number in range(len(recipe.layers)):
+        ties |= tied_slots([(slot, everyone[slot.name]) for slot in slots if slot.number == number], sources)
     for slot in slots:
+        if slot.name in ties:
+            continue
         one = recipe.layers[slot.number]
         base = one.base_model or recipe.base_model
-        found = [(entry.model, name) for entry, name in zip(one.sources, slot.tensors, strict=True)]
-        everyone = found if base is None else [*found, (base, slot.base)]
-        problem = _mismatch(everyone, sources)
+        problem = _mismatch(everyone[slot.name], sources)
         if problem is None:
-            planned.append(_planned(recipe, one, slot, sources))
-        elif recipe.common_only:
-            if base is not None and slot.base is not None:
-                planned.append(_copied(slot.name, (base, slot.base), sources))
-        elif not _only_tied(everyone, sources):
+            planned[slot.name] = _planned(recipe, one, slot, sources)
+        elif not recipe.common_only:
             problems.append(f"{slot.name} {problem}")
+        elif base is not None and slot.base is not None:
+            planned[slot.name] = _copied(slot.name, (base, slot.base), sources)
+    for name, first in ties.items():
+        if first in planned and all(its is not None for _, its in everyone[name]):
+            planned[name] = replace(planned[first], name=name, tied_to=first)
     if not planned and all(sum(name is not None for name in (*slot.tensors, slot.base)) < 2 for slot in slots):
         names = [f"{model}: {next(iter(source.shapes))}" for model, source in sources.items()]
         raise BadInput(
@@ -136,19 +171,24 @@ def _tensors(recipe: MergeRecipe, slots: Sequence[Slot], sources: Mapping[str, S
             f"{len(problems)} tensors do not fit together: {'; '.join(problems[:_LISTED])}{more}. With a base_model "
             "and common_only: true, those that fit are merged and the others are the base's."
         )
-    if all(tensor.method == COPY for tensor in planned):
+    if all(tensor.method == COPY for tensor in planned.values()):
         raise BadInput("the models have no tensors of numbers in common, so there is nothing to merge. Are they alike?")
-    return tuple(planned)
+    return tuple(planned[slot.name] for slot in slots if slot.name in planned)
+
+
+def _places(recipe: MergeRecipe, slot: Slot) -> list[tuple[str, str | None]]:
+    """The slice's models and then its base, with what they call a tensor."""
+    one = recipe.layers[slot.number]
+    base = one.base_model or recipe.base_model
+    found = [(entry.model, name) for entry, name in zip(one.sources, slot.tensors, strict=True)]
+    return found if base is None else [*found, (base, slot.base)]
 
 
 def _check_scope(tensors: Sequence[PlannedTensor]) -> None:
     """Where the largest elements of a whole model are kept, it has one density."""
     densities: dict[str, float] = {}
     for tensor in tensors:
-        scope = tensor.settings.get("scope", "tensor")
-        if scope not in ("tensor", "model"):
-            raise BadInput(f"parameters.scope: {scope!r} is none. Write tensor or model.")
-        for label, own in zip(tensor.labels, tensor.parameters, strict=True) if scope == "model" else ():
+        for label, own in zip(tensor.labels, tensor.parameters, strict=True) if tensor.whole_model else ():
             if densities.setdefault(label, own["density"]) != own["density"]:
                 raise BadInput(
                     f"parameters.scope: a whole model is made sparse with one density, and {label} has several. "
@@ -169,26 +209,6 @@ def _mismatch(everyone: Sequence[tuple[str, str | None]], sources: Mapping[str, 
         if like.is_floating_point() != shapes[first].is_floating_point():
             return f"is {dtype_name(shapes[first].dtype)} in {first} and {dtype_name(like.dtype)} in {model}"
     return None
-
-
-def _only_tied(everyone: Sequence[tuple[str, str | None]], sources: Mapping[str, Source]) -> bool:
-    """Whether a tensor that some models lack is, in the others, another name for one that they have beside it.
-
-    Files of one architecture hold tied weights once or twice, depending on what wrote them.
-    """
-    return all(_is_tied(sources[model], name) for model, name in everyone if name is not None)
-
-
-def _is_tied(source: Source, name: str) -> bool:
-    like = source.shapes[name]
-    if like.ndim < 2 or not like.is_floating_point():
-        return False
-    alike = [
-        other
-        for other, one in source.shapes.items()
-        if other != name and one.shape == like.shape and one.dtype == like.dtype
-    ]
-    return bool(alike) and any(torch.equal(source.read(name), source.read(other)) for other in alike)
 
 
 def _planned(recipe: MergeRecipe, one: OutputSlice, slot: Slot, sources: Mapping[str, Source]) -> PlannedTensor:
@@ -220,13 +240,15 @@ def _planned(recipe: MergeRecipe, one: OutputSlice, slot: Slot, sources: Mapping
     settings = {
         key: _value(levels, key, default, method, slot, "parameters") for key, default in method.settings.items()
     }
+    labels = _labels([entry for _, entry, _ in merged])
+    check_numbers(method, slot.name, labels, parameters, settings)
     return PlannedTensor(
         slot.name,
         tuple(likes[0].shape),
         getattr(torch, wanted) if wanted is not None and plain else dtype,
         method.name,
         models,
-        _labels([model for model, _ in models]),
+        labels,
         of_base,
         parameters,
         settings,
@@ -238,12 +260,17 @@ def _copied(name: str, place: tuple[str, str], sources: Mapping[str, Source]) ->
     return PlannedTensor(name, tuple(like.shape), like.dtype, COPY, (place,), (place[0],), None, ({},), {})
 
 
-def _labels(models: Sequence[str]) -> tuple[str, ...]:
-    """A name for each model; the second of the same name is ``NAME#2``."""
-    return tuple(
-        model if model not in models[:position] else f"{model}#{models[:position].count(model) + 1}"
-        for position, model in enumerate(models)
-    )
+def _labels(entries: Sequence[SourceSlice]) -> tuple[str, ...]:
+    """A name for each model; the second of the same name is ``NAME#2``, in an order that follows what is said of it."""
+    said = [
+        (entry.model, json.dumps(entry.model_dump(mode="json"), sort_keys=True), n) for n, entry in enumerate(entries)
+    ]
+    order = sorted(said)
+    labels = []
+    for one in said:
+        before = sum(other[0] == one[0] for other in order[: order.index(one)])
+        labels.append(f"{one[0]}#{before + 1}" if before else one[0])
+    return tuple(labels)
 
 
 def _parameters(method: Method, slot: Slot, levels: Sequence[Settings], where: str) -> dict[str, float]:

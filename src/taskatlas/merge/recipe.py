@@ -21,7 +21,7 @@ the tensors that all models share and leaves the others to the base.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +39,7 @@ from pydantic import (
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.methods import METHODS, Method
-from taskatlas.merge.parameters import Setting, read_setting, scalars, write_setting
+from taskatlas.merge.parameters import Scalar, Setting, read_setting, scalars, write_setting
 from taskatlas.store import atomic_write, digest
 from taskatlas.zoo.yaml_file import read_yaml
 
@@ -79,18 +79,20 @@ _Name = Annotated[str, Field(min_length=1)]
 _Place = tuple[str | int, ...]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a recipe: no unknown keys, and nothing changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelEntry(_Strict):
+class ModelEntry(Strict):
     """A whole model and its parameters."""
 
     model: _Name
     parameters: _Parameters = {}
 
 
-class SourceSlice(_Strict):
+class SourceSlice(Strict):
     """A range of a model's layers, from the first number to before the second; None: the whole model."""
 
     model: _Name
@@ -105,7 +107,7 @@ class SourceSlice(_Strict):
         return layers
 
 
-class OutputSlice(_Strict):
+class OutputSlice(Strict):
     """Layers that follow those of the slice before, merged of one range from each source."""
 
     sources: Annotated[tuple[SourceSlice, ...], Field(min_length=1)]
@@ -113,13 +115,13 @@ class OutputSlice(_Strict):
     parameters: _Parameters = {}
 
 
-class TokenizerChoice(_Strict):
+class TokenizerChoice(Strict):
     """Whose tokenizer the merged model gets: ``base``, ``union`` (where all are alike), or a model's."""
 
     source: _Name = "union"
 
 
-class MergeRecipe(_Strict):
+class MergeRecipe(Strict):
     """What to merge and how.
 
     Attributes:
@@ -175,7 +177,8 @@ class MergeRecipe(_Strict):
         except ValidationError as error:
             method = content.get("merge_method") if isinstance(content, Mapping) else None
             unknown = isinstance(method, str) and method not in METHODS  # its own keys are unknown then, too
-            raise BadInput(_unknown_method(str(method)) + "." if unknown else _first_problem(error)) from error
+            problem = f"{_unknown_method(str(method))}." if unknown else first_problem(error, cls, _KNOWN)
+            raise BadInput(problem) from error
 
     @classmethod
     def load(cls, file: str | Path) -> MergeRecipe:
@@ -342,7 +345,13 @@ def _parameter_problem(method: Method, key: str, setting: Setting, *, for_one: b
         anywhere = {name for other in METHODS.values() for name in (*other.parameters, *other.settings)}
         meant = did_you_mean(key, known) or did_you_mean(key, sorted(anywhere))
         return "unknown key" + (meant or f". {method.name} takes {', '.join(known) or 'none'}")
-    return next(filter(None, (_value_problem(value, known[key]) for value in scalars(setting))), None)
+    problems = (_value_problem(value, known[key]) or _limit_problem(method, key, value) for value in scalars(setting))
+    return next(filter(None, problems), None)
+
+
+def _limit_problem(method: Method, key: str, value: Scalar) -> str | None:
+    wanted = method.should_be(key, value)
+    return None if wanted is None else f"{value!r} is out of bounds. It has to be {wanted}"
 
 
 def _value_problem(value: object, default: object) -> str | None:
@@ -374,12 +383,20 @@ _KNOWN: Mapping[str, type[BaseModel]] = {
 }
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError, whole: type[BaseModel], parts: Mapping[str, type[BaseModel]]) -> str:
+    """What is wrong with a recipe, for people: the first problem, with its place.
+
+    Args:
+        error: what pydantic found.
+        whole: the recipe's class.
+        parts: the classes of what stands under keys of it.
+    """
     # An unknown key comes first: where it was meant for a required one, that one's absence only repeats it.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem, place = problems[0], problems[0]["loc"]
     if problem["type"] == "extra_forbidden":
-        return f"{path_of(*place)}: {_unknown_key(str(place[-1]), place[:-1])}"
+        parent = next((str(part) for part in reversed(place[:-1]) if part in parts), "")
+        return f"{path_of(*place)}: {_unknown_key(str(place[-1]), parts.get(parent, whole))}"
     inner = problem.get("ctx", {}).get("error")
     message = str(inner) if inner is not None else problem["msg"]
     message += "" if message.endswith("?") else "."
@@ -394,9 +411,8 @@ def _unknown_method(method: str) -> str:
     return f"merge_method: there is no method {method!r}{meant} Methods are {', '.join(known)}"
 
 
-def _unknown_key(key: str, place: Sequence[str | int]) -> str:
+def _unknown_key(key: str, owner: type[BaseModel]) -> str:
     if key in _NOT_HERE:
         return "taskatlas has nothing that does this. Remove the key, or use mergekit for this recipe."
-    parent = next((str(part) for part in reversed(place) if part in _KNOWN), "")
-    known = list(_KNOWN.get(parent, MergeRecipe).model_fields)
+    known = list(owner.model_fields)
     return "unknown key" + (did_you_mean(key, known) or f". Keys are {', '.join(known)}.")

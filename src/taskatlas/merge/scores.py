@@ -58,16 +58,20 @@ class Evaluation:
     Attributes:
         scores: one for each model, kind of heads and task.
         infer: how heads were inferred where a model has several; None: they were not.
+        unlisted: tasks of which it is not known which outputs of one network for all tasks are theirs, so that all of
+            its outputs competed with known heads too.
     """
 
     scores: tuple[Score, ...]
     infer: str | None = None
+    unlisted: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         parts = []
         for heads in get_args(Heads):
             means = [f"{model} {self.average(model, heads).value:.3f}" for model in self.models(heads)]
             parts += [f"; {heads} heads: {', '.join(means)}"] if means else []
+        parts += [f"; all outputs compete on {', '.join(self.unlisted)}"] if self.unlisted else []
         return f"Evaluation({len(self.models())} models on {len(self.tasks)} tasks{''.join(parts)})"
 
     @property
@@ -160,7 +164,7 @@ class Evaluation:
             if path.suffix == ".csv":
                 csv.writer(file).writerows(self._lines())
             else:
-                json.dump({"infer": self.infer, "scores": [asdict(score) for score in self.scores]}, file, indent=1)
+                json.dump(self._content(), file, indent=1)
                 file.write("\n")
 
     @classmethod
@@ -180,7 +184,7 @@ class Evaluation:
             wrong = [s for s in scores if not 0 <= s.right <= s.samples > 0 or s.heads not in get_args(Heads)]
             if not scores or wrong:
                 raise ValueError(wrong[0] if wrong else "there are none")
-            return cls(scores, content["infer"])
+            return cls(scores, content["infer"], tuple(map(str, content.get("unlisted", ()))))
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise BadInput(f"{path} holds no scores ({error}). Give a file that `taskatlas evaluate` wrote.") from error
 
@@ -208,17 +212,29 @@ class Evaluation:
                 return score
         raise BadInput(f"{model!r} was not scored on {task!r} with {heads} heads.")
 
+    def _content(self) -> dict[str, Any]:
+        """For JSON: what ``load`` reads, and the ratio to individual of each model."""
+        ratios = [
+            {"model": model, "heads": heads, "ratio": self.ratio(model, heads)}
+            for heads in get_args(Heads)
+            for model in self.models(heads)
+        ]
+        scores = [asdict(score) for score in self.scores]
+        return {"infer": self.infer, "unlisted": self.unlisted, "scores": scores, "ratios": ratios}
+
     def _lines(self) -> list[list[Any]]:
-        """For CSV: every accuracy, then averages and joint accuracies, a line each."""
-        lines: list[list[Any]] = [["model", "heads", "score", "task", "accuracy", "standard_error", "samples"]]
+        """For CSV: every accuracy, then averages, with their ratio to individual, and joint accuracies, a line each."""
+        lines: list[list[Any]] = [["model", "heads", "score", "task", "accuracy", "standard_error", "samples", "ratio"]]
         for s in self.scores:
-            lines.append([s.model, s.heads, "task", s.task, *s.accuracy, s.samples])
+            lines.append([s.model, s.heads, "task", s.task, *s.accuracy, s.samples, None])
         for heads in get_args(Heads):
             for model in self.models(heads):
                 samples = sum(self._score(model, task, heads).samples for task in self.tasks)
-                lines.append([model, heads, "average", "", *self.average(model, heads), samples])
+                lines.append(
+                    [model, heads, "average", "", *self.average(model, heads), samples, self.ratio(model, heads)]
+                )
                 if heads == "inferred":
-                    lines.append([model, heads, "joint", "", *self.joint(model), samples])
+                    lines.append([model, heads, "joint", "", *self.joint(model), samples, None])
         return lines
 
 

@@ -5,7 +5,7 @@ import os
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.state import tied_names
 from taskatlas.store import digest
 from taskatlas.zoo.weights import (
     FOLDER_FILES,
@@ -28,6 +29,7 @@ from taskatlas.zoo.weights import (
     wrapper_prefix,
 )
 
+_FEW = 256  # elements that tell most tensors apart
 _REOPEN_AFTER = 2**28  # bytes read through one mapping of a PyTorch file, whose pages stay until it is closed
 
 
@@ -62,8 +64,20 @@ class Source(ABC):
         """One tensor; memory-mapped where the format allows, so treat it as read-only."""
 
     @abstractmethod
+    def mark(self, name: str, /) -> Hashable:
+        """Something that tied tensors share and most others do not, found out without reading the tensor whole."""
+
+    @abstractmethod
+    def tied(self, one: str, other: str, /) -> bool:
+        """Whether two names stand for one tied tensor: one storage, or matrices that are equal copies."""
+
+    @abstractmethod
     def nbytes(self, name: str, /) -> int:
         """The number of bytes that reading it takes."""
+
+    @abstractmethod
+    def held(self, name: str, /) -> int:
+        """Bytes that are in memory beside the tensor while it is read: of what it is made of."""
 
     @abstractmethod
     def expect(self, name: str, /) -> None:
@@ -149,9 +163,21 @@ class SafetensorsSource(Source):
         """One tensor, mapped into memory."""
         return self.spans[name].read()
 
+    def mark(self, name: str) -> Hashable:
+        """A few elements of a matrix; the format has no shared storage."""
+        return _mark(self.read(name), name)
+
+    def tied(self, one: str, other: str) -> bool:
+        """Whether they are matrices that are equal."""
+        return _are_copies(self.read(one), self.read(other))
+
     def nbytes(self, name: str) -> int:
         """Size in the file."""
         return self.spans[name].nbytes
+
+    def held(self, _name: str, /) -> int:
+        """Nothing beside it."""
+        return 0
 
     def expect(self, name: str) -> None:
         """Asks the system to read ahead."""
@@ -188,18 +214,41 @@ class TorchSource(Source):
         with self._lock:
             if self._open.get("read", 0) > _REOPEN_AFTER and self._mapped:
                 self._open.clear()
-            if "tensors" not in self._open:
-                self._open.update(tensors=read_weights(self.weights), read=0)
+            tensor: Tensor = self._tensors()[name]
             self._open["read"] += self.nbytes(name)
-            tensor: Tensor = self._open["tensors"][name]
             return tensor
+
+    def mark(self, name: str) -> Hashable:
+        """A few elements of a matrix, or the first name of its storage."""
+        return _mark(self.read(name), self._storages.get(name, name))
+
+    def tied(self, one: str, other: str) -> bool:
+        """Whether they are one storage, or matrices that are equal."""
+        names = self._storages
+        return names.get(one, one) == names.get(other, other) or _are_copies(self.read(one), self.read(other))
 
     def nbytes(self, name: str) -> int:
         """Size of the tensor."""
         return size_in_bytes(self.shapes[name])
 
+    def held(self, _name: str, /) -> int:
+        """Nothing beside it."""
+        return 0
+
     def expect(self, _name: str, /) -> None:
         """Nothing: where the tensor lies is torch's business."""
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """All of them, mapped; within the lock."""
+        if "tensors" not in self._open:
+            self._open.update(tensors=read_weights(self.weights), read=0)
+        tensors: Mapping[str, Tensor] = self._open["tensors"]
+        return tensors
+
+    @cached_property
+    def _storages(self) -> Mapping[str, str]:
+        with self._lock:
+            return tied_names(self._tensors())
 
     @cached_property
     def _mapped(self) -> bool:
@@ -233,12 +282,29 @@ class MemorySource(Source):
         """One tensor."""
         return self.tensors[name].detach().cpu()
 
+    def mark(self, name: str) -> Hashable:
+        """A few elements of a matrix, or the first name of its storage."""
+        return _mark(self.read(name), self._storages.get(name, name))
+
+    def tied(self, one: str, other: str) -> bool:
+        """Whether they are one storage, or matrices that are equal."""
+        names = self._storages
+        return names.get(one, one) == names.get(other, other) or _are_copies(self.read(one), self.read(other))
+
     def nbytes(self, _name: str, /) -> int:
         """Nothing is read from a disk."""
         return 0
 
+    def held(self, _name: str, /) -> int:
+        """Nothing beside it."""
+        return 0
+
     def expect(self, _name: str, /) -> None:
         """Nothing: it is there."""
+
+    @cached_property
+    def _storages(self) -> Mapping[str, str]:
+        return tied_names(self.tensors)
 
 
 def open_weights(name: str, place: Path) -> Source:
@@ -272,6 +338,22 @@ def files_identity(files: tuple[Path, ...]) -> str:
 def size_in_bytes(tensor: Tensor) -> int:
     """The number of bytes of a tensor's elements."""
     return tensor.numel() * tensor.dtype.itemsize
+
+
+def _mark(tensor: Tensor, name: str) -> Hashable:
+    """The first elements of a matrix, its shape and type; of others the name.
+
+    Vectors that are equal are no sign of a tie: norms and biases start alike.
+    """
+    if tensor.ndim < 2 or not tensor.numel() or not tensor.is_floating_point():
+        return name
+    few = tensor[0].reshape(-1)[:_FEW].clone()
+    return tensor.shape, tensor.dtype, few.view(torch.uint8).numpy().tobytes()
+
+
+def _are_copies(one: Tensor, other: Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype and one.is_floating_point()
+    return alike and one.ndim >= 2 and one.numel() > 0 and torch.equal(one, other)
 
 
 def _header(file: Path) -> dict[str, tuple[Path, int, int]]:

@@ -3,7 +3,6 @@
 import numpy as np
 from jaxtyping import Float
 
-from taskatlas.errors import BadInput
 from taskatlas.merge.operands import Operands
 from taskatlas.merge.span import Along, Coefficients, cosines, inner_products, onto_base, ratio
 
@@ -15,7 +14,7 @@ def slerp(operands: Operands, threads: int | None = None) -> Coefficients:
     """From the base (t = 0) to the model (t = 1) at constant angular speed (Shoemake, SIGGRAPH 1985, section 3.3).
 
     The base times sin((1 - t) θ) / sin θ and the model times sin(t θ) / sin θ, with θ the angle between them; on the
-    straight line where they are parallel or opposite, or one is zero.
+    straight line where they are parallel or opposite, or one is zero. Other t go on beyond the two.
     """
     products = inner_products(operands, from_base=False, threads=threads)
     return Coefficients(_slerp(products, 1 - operands.settings["t"]).T)
@@ -26,9 +25,6 @@ def nuslerp(operands: Operands, threads: int | None = None) -> Coefficients:
 
     Without ``nuslerp_flatten``, each line along the last axis is a vector of its own; with ``nuslerp_row_wise`` too,
     each line along the first.
-
-    Raises:
-        BadInput: the weights sum to zero.
     """
     along: Along = "everything"
     if not operands.settings["nuslerp_flatten"]:
@@ -42,9 +38,6 @@ def multislerp(operands: Operands, threads: int | None = None) -> Coefficients:
 
     It is the mean of the directions' projections onto the plane that touches the sphere at their weighted mean. Of
     task vectors, where there is a base; zero where directions cancel to less than ``eps``.
-
-    Raises:
-        BadInput: the weights sum to zero, and ``normalize_weights`` is set.
     """
     weights = np.array([parameters["weight"] for parameters in operands.parameters])
     if operands.settings["normalize_weights"]:
@@ -93,8 +86,6 @@ def _slerp(products: Float[np.ndarray, "vectors 2 2"], t: float) -> Float[np.nda
 
 def _shares(operands: Operands) -> np.ndarray:
     weights = np.array([parameters["weight"] for parameters in operands.parameters])
-    if not weights.sum():
-        raise BadInput(f"the weights of {operands.name!r} sum to zero, so they have no mean. Change them.")
     return np.asarray(weights / weights.sum())
 
 

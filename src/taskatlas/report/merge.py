@@ -32,6 +32,8 @@ def merge_sections(folder: Path) -> list[Section]:
 def _text(found: Evaluation) -> str:
     count = f"{len(found.models())} models on {len(found.tasks)} task{'s' if len(found.tasks) > 1 else ''}"
     text = f"Share of right answers of {count}, ± its standard error."
+    if found.unlisted:
+        text += f" Which outputs belong to {', '.join(found.unlisted)} is not known, so there all of them compete."
     merged = [name for name in found.models("known") if name != INDIVIDUAL]
     if merged and found.ratio(merged[0]) is not None:
         best = max(merged, key=lambda name: found.average(name).value)
