@@ -14,7 +14,7 @@ Array = TypeVar("Array", Tensor, np.ndarray)  # what goes in as NumPy comes out 
 Labels = Int[Tensor | np.ndarray, " _"]  # one true class a sample
 Truth = Labels | Real[Tensor | np.ndarray, "_ _"]  # labels, or (samples, classes) probabilities
 Weights = Real[Tensor | np.ndarray, " _"]
-TOLERANCE = 1e-4  # how far a row may be from the simplex: float32 passes, float16 and five printed digits do not
+TOLERANCE = 1e-4  # how far a row's sum may be from one: float32 passes, float16 and few printed digits mostly do not
 
 
 def check_simplex(probs: Real[Array, "*models samples classes"], names: Sequence[str] | None = None) -> None:
@@ -98,9 +98,10 @@ def check_labels(labels: Tensor | np.ndarray, samples: int, classes: int) -> Ten
     Raises:
         BadInput: another number of samples, or a label that is no class; the message names the sample.
     """
-    found = torch.as_tensor(np.array(labels)) if not isinstance(labels, Tensor) else labels.detach()
-    if found.is_floating_point() or found.dtype == torch.bool:
-        raise BadInput(f"labels are whole numbers from 0 to {classes - 1}, not {found.dtype}.")
+    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if values.dtype.kind not in "iu":
+        raise BadInput(f"labels are whole numbers from 0 to {classes - 1}, not {values.dtype}.")
+    found = torch.from_numpy(values.astype(np.int64))  # torch has no arithmetic for every kind of whole number
     if found.shape != (samples,):
         raise BadInput(f"{tuple(found.shape)} labels do not fit {samples} samples. Give one label a sample.")
     outside = ((found < 0) | (found >= classes)).nonzero()
@@ -110,7 +111,7 @@ def check_labels(labels: Tensor | np.ndarray, samples: int, classes: int) -> Ten
             f"sample {sample}: label {int(found[sample])} is out of range; with {classes} classes labels run from 0 to "
             f"{classes - 1}."
         )
-    return found.long()
+    return found.to(labels.device) if isinstance(labels, Tensor) else found
 
 
 def check_weights(weights: Weights | None, count: int, what: str) -> Tensor:
@@ -160,4 +161,7 @@ def _shared_tensor(values: np.ndarray) -> Tensor:
     """No copy where NumPy lets torch write; read-only arrays are copied, for torch warns about them."""
     if values.dtype.kind not in "fiub":
         raise BadInput(f"predictions are numbers, not {values.dtype}.")
+    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
+        values = values.astype(np.float64)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(values if values.flags.writeable and min(values.strides, default=0) >= 0 else values.copy())
