@@ -81,8 +81,10 @@ def test_a_label_out_of_range_is_named(bad):
 def test_labels_of_another_number_or_kind_are_refused():
     with pytest.raises(BadInput, match="one label a sample"):
         progress(models(samples=6), np.zeros(5, dtype=int))
-    with pytest.raises(BadInput, match="whole numbers"):
-        check_labels(torch.zeros(3, dtype=torch.bool), 3, 4)
+    for kind in (torch.bool, torch.bfloat16, torch.complex64):
+        with pytest.raises(BadInput, match="whole numbers"):
+            check_labels(torch.zeros(3, dtype=kind), 3, 4)
+    assert check_labels(torch.tensor([0, 3, 1], dtype=torch.uint32), 3, 4).tolist() == [0, 3, 1]
 
 
 @pytest.mark.parametrize("kind", ["u1", "u2", "u4", "u8", "i1", ">i4", ">i8", ">u2"])

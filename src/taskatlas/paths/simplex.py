@@ -98,10 +98,11 @@ def check_labels(labels: Tensor | np.ndarray, samples: int, classes: int) -> Ten
     Raises:
         BadInput: another number of samples, or a label that is no class; the message names the sample.
     """
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if values.dtype.kind not in "iu":
+    values = labels.detach() if isinstance(labels, Tensor) else np.asarray(labels)
+    if not _are_whole_numbers(values):
         raise BadInput(f"labels are whole numbers from 0 to {classes - 1}, not {values.dtype}.")
-    found = torch.from_numpy(values.astype(np.int64))  # torch has no arithmetic for every kind of whole number
+    # torch has no arithmetic for every kind of whole number
+    found = values.long() if isinstance(values, Tensor) else torch.from_numpy(values.astype(np.int64))
     if found.shape != (samples,):
         raise BadInput(f"{tuple(found.shape)} labels do not fit {samples} samples. Give one label a sample.")
     outside = ((found < 0) | (found >= classes)).nonzero()
@@ -111,7 +112,7 @@ def check_labels(labels: Tensor | np.ndarray, samples: int, classes: int) -> Ten
             f"sample {sample}: label {int(found[sample])} is out of range; with {classes} classes labels run from 0 to "
             f"{classes - 1}."
         )
-    return found.to(labels.device) if isinstance(labels, Tensor) else found
+    return found
 
 
 def check_weights(weights: Weights | None, count: int, what: str) -> Tensor:
@@ -128,6 +129,12 @@ def check_weights(weights: Weights | None, count: int, what: str) -> Tensor:
     if not bool(torch.isfinite(found).all()) or bool((found < 0).any()) or not bool((found > 0).any()):
         raise BadInput(f"the weights of {what} must be finite, not negative, and not all zero.")
     return found / found.sum()
+
+
+def _are_whole_numbers(values: Tensor | np.ndarray) -> bool:
+    if isinstance(values, Tensor):
+        return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    return values.dtype.kind in "iu"
 
 
 def _row_sums(probs: Tensor, names: Sequence[str] | None, first_sample: int = 0) -> Tensor:

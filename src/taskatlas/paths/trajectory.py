@@ -35,7 +35,7 @@ class Trajectory:
         ids: N names of the samples, unique, kept as strings; runs are compared only where these agree.
         labels: (N,) true classes, where they are known.
         probe: digest of the probe that was predicted, where it is known.
-        note: how this path was made, where it was not recorded.
+        note: how this path was made, where it was not recorded, or what is missing of a record.
 
     Raises:
         BadInput: shapes that do not fit, a row that is no probability (the message names run, step and sample), steps
