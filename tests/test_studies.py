@@ -73,6 +73,11 @@ def test_a_study_leaves_runs_that_are_not_trained_again(study, out, name, monkey
         assert [run.digest for run in study(name).main(small(out, *MORE.get(name, ())))] == [run.digest for run in runs]
 
 
+def test_no_two_settings_share_a_run(study, tmp_path):
+    runs = study("random_labels").main(small(tmp_path, "--shares", "0.001,0.004,0.25,0.254", "--steps", "2"))
+    assert [run.name.split()[0] for run in runs] == ["0.1%", "0.4%", "25%", "25.4%"]
+
+
 def test_all_runs_go_onto_one_map(study, out):
     study("supervised").main(small(out, *MORE["supervised"]))
     study("contrastive").main(small(out))

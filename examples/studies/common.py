@@ -178,6 +178,11 @@ def snapshot_steps(steps: int, count: int) -> list[int]:
     return sorted(set(chosen))
 
 
+def percent(share: float) -> str:
+    """A share in words that two different ones never have in common: runs are found again by their names."""
+    return f"{100 * share:.10g}%"
+
+
 def tensors(probe: ta.Probe, settings: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Images and labels of a probe, on the device."""
     images, labels = torch.from_numpy(probe.inputs), torch.from_numpy(probe.labels)

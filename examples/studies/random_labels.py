@@ -9,7 +9,7 @@ The draw belongs to the image's id, so every seed of a run learns the same wrong
 import time
 from collections.abc import Sequence
 
-from common import new_network, open_material, parser, record_run, report, supervised
+from common import new_network, open_material, parser, percent, record_run, report, supervised
 
 import taskatlas as ta
 from taskatlas.probe import random_labels
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> list[ta.Trajectory]:
     material = open_material(settings)
     runs = []
     for share in map(float, settings.shares.split(",")):
-        name = f"{share:.0%} random labels" if share else "all classes"
+        name = f"{percent(share)} random labels" if share else "all classes"
         loss = supervised(random_labels(material.learned, share), settings)
         for seed in range(settings.seeds):
             runs.append(record_run(name, new_network(material, settings, seed), loss, material, settings, seed))

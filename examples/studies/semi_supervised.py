@@ -13,7 +13,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from common import Loss, Network, new_network, open_material, parser, record_run, report, supervised, tensors, varied
+from common import (
+    Loss,
+    Network,
+    new_network,
+    open_material,
+    parser,
+    percent,
+    record_run,
+    report,
+    supervised,
+    tensors,
+    varied,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,11 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> list[ta.Trajectory]:
     started = time.perf_counter()
     material = open_material(settings)
     labelled = labelled_part(material.learned, settings.labelled)
-    share = f"{settings.labelled:.0%} of the labels"
+    share = f"{percent(settings.labelled)} of the labels"
     losses = {
         "all classes": supervised(material.learned, settings),
         f"{share} alone": supervised(labelled, settings),
-        f"{share}, guesses over {settings.sure:.0%}": consistency(labelled, material.learned, settings.sure, settings),
+        f"{share}, guesses over {percent(settings.sure)}": consistency(
+            labelled, material.learned, settings.sure, settings
+        ),
     }
     runs = [
         record_run(name, new_network(material, settings, seed), loss, material, settings, seed)

@@ -23,6 +23,7 @@ def training(place, monkeypatch):
         write_network(place / "training" / f"epoch_{epoch}.safetensors", epoch, 5)
     x = np.load("probe.npz")["x"]
     np.savez("labelled.npz", x=x, y=np.arange(len(x)) % 3)
+    np.savez("nine.npz", x=x, y=np.full(len(x), 9))
     return place
 
 
@@ -105,6 +106,7 @@ def test_a_second_run_asks_only_what_is_new(run_json, place, monkeypatch):
         (("training", *GIVEN, "--steps", "1,1,2"), "both have step 1"),
         (("training", *GIVEN, "--name", "a/b"), "'a/b' is no name"),
         (("training", *GIVEN, "--tokens"), "input_ids"),
+        (("training", "--probe", "nine.npz", *GIVEN[2:]), "labels from 9 to 9, and run 'training' predicts 3 classes"),
         (("training", *GIVEN, "--out", "nets.py"), "cannot write nets.py"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

@@ -96,6 +96,21 @@ def test_people_see_tables_and_where_the_files_are(run, place, painted):
     assert "<h2>Paths</h2>" in Path("out/atlas.html").read_text()
 
 
+def test_people_are_told_how_much_is_the_floor(run, place):
+    out = run("trace", "runs").out
+    assert "0.0% of samples, over pairs of snapshots, do not overlap and count as 13.8 nats\n" in out
+    sure = np.eye(4)[(np.arange(3)[:, None] + np.arange(20)) % 4]
+    write_run("sure.npz", steps=3, logits=None, probs=sure)
+    ran = run("trace", "sure.npz")
+    assert "100.0% of samples, over pairs of snapshots, do not overlap and count as 13.8 nats; --metric hell" in ran.out
+    assert "nats" not in run("trace", "sure.npz", "--metric", "hellinger").out
+
+
+def test_one_file_under_two_names_is_one_run(run_json, place):
+    document = run_json("trace", "runs/dogs.npz", place / "runs" / "dogs.npz", "runs/cats-0.npz")
+    assert document["runs"] == ["dogs", "cats-0"]
+
+
 def test_check_notices_a_run_that_changed(run, place):
     assert run("trace", "runs", "--labels", "labels.txt").code == 2
     Path("labels.txt").write_text("".join(f"{label}\n" for label in np.arange(20) % 4))
@@ -185,7 +200,7 @@ def test_options_reach_the_work(run_json, place):
 
 
 def test_what_cannot_be_compared_is_said_and_the_rest_is_there(run, place):
-    write_run("runs/early.npz", steps=2, logits=np.zeros((2, 20, 4)))
+    write_run("runs/early.npz", steps=2, logits=1e-3 * np.arange(160).reshape(2, 20, 4) % 0.007)
     write_run("late.npz", 1, steps=9)
     with np.load("late.npz") as late:
         write_run("runs/late.npz", steps=2, labels=late["labels"], logits=late["logits"][-2:])
@@ -213,8 +228,10 @@ def probabilities(**changes):
     [
         ({"at": {(1, 3, 0): 0.9}}, "run 'bad', step 1, sample '3': the probabilities sum to 1.65"),
         ({"at": {(2, 4): np.nan}}, "run 'bad', step 2, sample '4': a log-probability is NaN"),
-        ({"at": {(0, 0): [1.5, -0.5, 0, 0]}}, "sample '0'"),
-        ({"labels": np.full(20, 4)}, "sample 0: label 4 is out of range"),
+        ({"at": {(2, 0): [1.5, -0.5, 0, 0]}}, "'probs' in bad.npz, snapshot 2, sample 0: a probability is negative"),
+        ({"labels": np.full(20, 4)}, "run 'bad': sample 0: label 4 is out of range"),
+        ({"labels": np.full(20, 4, ">u4")}, "run 'bad': sample 0: label 4 is out of range"),
+        ({"labels": np.array(["cat"] * 20)}, "labels in bad.npz"),
         ({"labels": np.zeros(19, int)}, "do not fit 20 samples"),
         ({"ids": np.arange(20) % 19}, "two samples have the id '0'"),
         ({"steps": np.array([0, 2, 1])}, "the steps do not increase"),

@@ -127,6 +127,36 @@ def test_some_classes_by_list_and_by_hierarchy(run_json, place):
     assert below["record"] is None
 
 
+def test_a_probe_keeps_the_numbers_of_the_data_where_it_lacks_a_class(run_json, place):
+    for path in Path("asked/bee").iterdir():
+        path.unlink()
+    Path("asked/bee").rmdir()
+    run_json(*FAST, "--probe", "asked", "--snapshots", "every:9")
+    record = read_record("run/predictions.record")
+    assert record.labels.tolist() == [0] * 6 + [2] * 6 + [3] * 6
+    assert record.log_probs.shape[2] == 4
+    Path("numbers.json").write_text("[1, 2]")
+    run_json(*FAST[:-1], "b", "--classes", "numbers.json", "--probe", "asked")
+    chosen = read_record("b/predictions.record")
+    assert {name.split("/")[0] for name in chosen.ids} == {"cat"}
+    assert chosen.labels.tolist() == [1] * 6
+
+
+def test_a_probe_of_numbers_has_the_numbers_of_the_data(run_json, place):
+    asked = Probe.open("asked")
+    np.savez("asked.npz", x=np.stack([np.asarray(image) for image in asked.inputs]), y=asked.labels)
+    run_json(*FAST, "--classes", "tasks.json:pets", "--probe", "asked.npz", "--snapshots", "every:9")
+    assert read_record("run/predictions.record").labels.tolist() == [1] * 6 + [0] * 6
+
+
+def test_a_probe_with_a_class_of_its_own_is_refused(run, place, as_installed):
+    Path("asked/bee").rename("asked/wasp")
+    ran = run(*FAST, "--probe", "asked")
+    assert (ran.code, ran.out) == (2, "")
+    assert "the probe has the class 'wasp', which the data has not" in ran.err
+    assert run(*FAST, "--classes", "tasks.json:pets", "--probe", "asked").code == 0
+
+
 def test_a_network_of_other_classes_is_recorded_on_all(run_json, place):
     run_json(*FAST, "--classes", "tasks.json:pets", "--probe", "asked", "--imprint", 2)
     record = read_record("run/predictions.record")
@@ -185,6 +215,7 @@ def test_snapshots_by_ratio(run_json, place):
         (("--snapshots", "often", "--probe", "asked"), "'often'"),
         (("--snapshots", "every:0", "--probe", "asked"), "at least 1 step apart"),
         (("--snapshots", "0.5", "--probe", "asked"), "ratio above 1"),
+        (("--snapshots", "inf", "--probe", "asked"), "ratio above 1"),
         (("--learning-rate", "0"), "learning rate is 0"),
         (("--learning-rate", "nan"), "learning rate is nan"),
         (("--warmup", "2"), "warmup is 2"),
@@ -192,6 +223,7 @@ def test_snapshots_by_ratio(run_json, place):
         (("--model", "nets.py:bulid"), "Did you mean 'build'?"),
         (("--model", "gone.py:build"), "gone.py"),
         (("--imprint", "0", "--probe", "asked"), "temperature is 0"),
+        (("--imprint", "nan", "--probe", "asked"), "temperature is nan"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -204,7 +236,7 @@ def test_bad_input_is_one_sentence(run, place, as_installed, more, said):
     assert said in ran.err
     assert ran.err.startswith("taskatlas: ")
     assert ran.err.count("\n") == 1
-    assert not (place / "run" / "receipt.json").exists()
+    assert not (place / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,14 @@ def test_a_floor_that_is_none(floor):
         symmetric_kl(models(), smallest=floor)
 
 
+def test_a_floor_that_its_precision_cannot_hold():
+    P = np.eye(2, dtype=np.float32)[:, None]
+    for function in (bhattacharyya, saturated_share):
+        with pytest.raises(BadInput, match=r"in torch\.float32 it lies from 1\.2e-38"):
+            function(P, floor=1e-50)
+        assert np.isfinite(function(P.astype(np.float64), floor=1e-50)).all()
+
+
 @each
 def test_other_samples_are_refused(function, expected):
     with pytest.raises(BadInput, match="same probe"):

@@ -75,8 +75,15 @@ def test_what_the_file_holds_is_checked(written):
         written(probs=P[0])
     with pytest.raises(BadInput, match="sum to"):
         written(probs=P * 1.1)
-    with pytest.raises(BadInput, match="NaN"):
+    with pytest.raises(BadInput, match="snapshot 0, sample 0: a probability is negative"):
         written(probs=-P)
+    with pytest.raises(BadInput, match="NaN"):
+        written(logits=np.where(P.max() == P, np.inf, P))
+    for kind, values in KINDS.items():
+        with pytest.raises(BadInput, match="float16"):
+            written(**{kind: values.astype(np.float16)})
+    with pytest.raises(BadInput, match="run 'my': sample 0: label 9"):
+        written(probs=P, labels=np.full(6, 9, dtype=np.uint32))
     with pytest.raises(BadInput, match="label 5 is out of range"):
         written(probs=P, labels=np.full(6, 5))
     with pytest.raises(BadInput, match="steps do not fit"):
@@ -126,6 +133,22 @@ def test_broken_files(tmp_path, extension):
         path.write_bytes(whole[:length])
         with pytest.raises(BadInput, match="no whole"):
             read(path)
+
+
+def test_archives_that_are_damaged_within(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, log_probs=np.log(P).astype(np.float32))
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = whole[:middle] + b"\xff" * 40 + whole[middle + 40 :]
+    unknown = bytearray(whole)
+    entry = whole.index(b"PK\x01\x02")
+    for place in (8, entry + 10):  # how it is compressed, in both of the archive's headers
+        unknown[place : place + 2] = (99).to_bytes(2, "little")
+    for content in (damaged, bytes(unknown)):
+        path.write_bytes(content)
+        with pytest.raises(BadInput, match="no whole NumPy archive"):
+            Trajectory.from_npz(path)
 
 
 def test_pickles_are_refused(tmp_path):

@@ -80,8 +80,11 @@ def test_bad_input():
     assert imprint(x[:5], np.array([0, 0, 1, 1, 2]), held_out=False).shape == (5, 3)
     with pytest.raises(BadInput, match="out of range"):
         imprint(x, y, classes=2)
-    with pytest.raises(BadInput, match="temperature"):
-        imprint(x, y, temperature=0.0)
+    for temperature in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(BadInput, match="temperature"):
+            imprint(x, y, temperature=temperature)
+    with pytest.raises(BadInput, match="imprinting set is empty"):
+        imprint(x[:0], y[:0])
     with pytest.raises(BadInput, match="width 2"):
         imprint(x, y, x[:, :2])
     x[4, 1] = np.inf

@@ -70,6 +70,12 @@ def test_matrices_that_are_none(A, B, words):
         mantel(A, B)
 
 
+@pytest.mark.parametrize("permutations", [0, -1])
+def test_a_test_without_permutations(permutations):
+    with pytest.raises(BadInput, match="at least 1 permutation"):
+        mantel(distances(0), distances(1), permutations=permutations)
+
+
 PARENTS = {"cat": "animal", "dog": "animal", "animal": "thing", "truck": "thing", "lost": "elsewhere"}
 
 

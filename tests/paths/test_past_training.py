@@ -73,11 +73,23 @@ def test_steps_may_be_said():
         ({"a1": 1, "b1": 2}, None, "'a1' and 'b1' both have step 1"),
         ({"a": 1, "b": 2}, {"a": 1}, "no step for checkpoint 'b'"),
         ({"a": 1, "b": 2}, [1], "1 steps do not fit 2"),
+        ({"epoch_0_acc90": 0, "epoch_2_acc88": 2, "epoch_10_acc80": 10}, None, "in different orders"),
     ],
 )
 def test_steps_that_are_none(zoo, steps, words):
     with pytest.raises(BadInput, match=words):
         trace_checkpoints({name: network(seed) for name, seed in zoo.items()}, PROBE, steps=steps)
+
+
+def test_numbers_that_rise_together_are_no_matter():
+    zoo = {f"run2_epoch={step}-step={100 * step}": network(step) for step in (0, 9, 10)}
+    assert trace_checkpoints(zoo, PROBE).steps.tolist() == [0, 900, 1000]
+
+
+def test_labels_that_are_no_classes_of_the_network():
+    probe = Probe.from_arrays(PROBE.inputs, labels=np.full(9, 9))
+    with pytest.raises(BadInput, match="labels from 9 to 9, and run 'run' predicts 3 classes"):
+        trace_checkpoints({"a1": network()}, probe)
 
 
 def test_checkpoints_of_two_trainings():

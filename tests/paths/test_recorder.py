@@ -13,12 +13,13 @@ from torch import nn
 
 from taskatlas.errors import BadInput, MissingExtra
 from taskatlas.paths import Recorder, every, geometric, predict, read_record
-from taskatlas.paths.record_file import RecordHeader, append_snapshot, recover_record, resume_record, start_record
+from taskatlas.paths.record_file import RecordHeader, append_snapshot, recover_record, start_record, survey_record
 from taskatlas.probe import Probe
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
 Y = np.arange(24) % 3
 PROBE = Probe.from_arrays(X, labels=Y)
+SIZE = 8 + 4 * 24 * 3 + 4  # of a snapshot in a file
 
 
 def network(seed=0):
@@ -105,7 +106,9 @@ def test_calls_need_not_come_at_every_step():
     assert steps_of(every(3), [0, 2, 4, 6, 8]) == [0, 4, 8]
 
 
-@pytest.mark.parametrize("bad", [lambda: geometric(1.0), lambda: geometric(2.0, at_most=0), lambda: every(0)])
+@pytest.mark.parametrize(
+    "bad", [lambda: geometric(1.0), lambda: geometric(np.inf), lambda: geometric(2.0, at_most=0), lambda: every(0)]
+)
 def test_schedules_that_are_none(bad):
     with pytest.raises(BadInput, match="1"):
         bad()
@@ -120,7 +123,7 @@ def test_a_killed_run_keeps_all_that_was_recorded(tmp_path):
     train(5, whole)
     content = path.read_bytes()
     assert read_record(path).steps.tolist() == [0, 1, 2, 3, 4]
-    size = 8 + 4 * 24 * 3 + 4
+    size = SIZE
     for lost in (1, 4, size - 1, size, size + 1, 3 * size + 5):
         path.write_bytes(content[:-lost])
         kept = 5 - -(-lost // size)
@@ -131,8 +134,8 @@ def test_a_killed_run_keeps_all_that_was_recorded(tmp_path):
 def test_a_record_stays_on_disk_and_what_it_lost_is_counted(tmp_path):
     path = tmp_path / "run.record"
     train(4, Recorder(PROBE, path, schedule=every(1)))
-    whole, lost = recover_record(path)
-    assert (len(whole), lost) == (4, 0)
+    whole, survey = recover_record(path)
+    assert (len(whole), survey.cut, survey.damaged) == (4, 0, 0)
     owner = whole.log_probs
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
@@ -140,9 +143,9 @@ def test_a_record_stays_on_disk_and_what_it_lost_is_counted(tmp_path):
     path.rename(tmp_path / "moved.record")
     content = (tmp_path / "moved.record").read_bytes()
     path.write_bytes(content[:-9])
-    short, lost = recover_record(path, {"run": "mine"})
+    short, survey = recover_record(path, {"run": "mine"})
     assert (len(short), short.name) == (3, "mine")
-    assert lost == 8 + 4 * 24 * 3 + 4 - 9
+    assert (survey.cut, survey.damaged) == (SIZE - 9, 0)
     assert np.array_equal(short.log_probs, whole.log_probs[:3])
     assert short.length() == pytest.approx(float(whole.step_lengths()[:2].sum()))
 
@@ -165,13 +168,72 @@ def test_it_goes_on_in_the_same_file(tmp_path, unchecked):
     assert np.array_equal(again.trajectory().log_probs, straight.trajectory().log_probs)
 
 
-def test_a_snapshot_that_was_damaged_ends_the_record(tmp_path):
+def test_a_snapshot_that_was_damaged_costs_no_other(tmp_path, unchecked):
+    path = tmp_path / "run.record"
+    train(5, Recorder(PROBE, path, schedule=every(1)))
+    whole = read_record(path).log_probs
+    content = bytearray(path.read_bytes())
+    content[-3 * SIZE + 20] ^= 1
+    path.write_bytes(content)
+    found = read_record(path)
+    assert found.steps.tolist() == [0, 1, 3, 4]
+    assert np.array_equal(found.log_probs, whole[[0, 1, 3, 4]])
+    assert found.note == "1 of 5 snapshots are damaged and left out"
+    path.write_bytes(content + b"half a snapshot")
+    again = Recorder(PROBE, path, schedule=every(1))
+    assert path.read_bytes() == bytes(content)
+    train(7, again)
+    assert read_record(path).steps.tolist() == [0, 1, 3, 4, 5, 6]
+    for block in range(1, 8):
+        content = bytearray(path.read_bytes())
+        content[-block * SIZE + 20] ^= block != 5  # the damaged one has been flipped
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"no whole snapshot\. All are damaged"):
+        read_record(path)
+
+
+def test_an_opening_that_is_refused_changes_no_byte(tmp_path):
     path = tmp_path / "run.record"
     train(4, Recorder(PROBE, path, schedule=every(1)))
-    content = bytearray(path.read_bytes())
-    content[-(2 * (8 + 4 * 24 * 3 + 4)) + 20] ^= 1
+    content = bytearray(path.read_bytes()[:-9])
+    content[-2 * SIZE] ^= 1
     path.write_bytes(content)
-    assert read_record(path).steps.tolist() == [0, 1]
+    for probe, name in ((PROBE, "b"), (PROBE.take(range(5)), "run")):
+        with pytest.raises(BadInput, match="is a record of run 'run'"):
+            Recorder(probe, path, name=name)
+        assert path.read_bytes() == bytes(content)
+
+
+def test_a_training_begun_anew_is_not_taken_for_the_end_of_an_old_one(tmp_path):
+    path = tmp_path / "run.record"
+    Recorder(PROBE, path).record(network(0), 0)
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match="has step 0 of run 'run' from another training"):
+        Recorder(PROBE, path)(network(1), 0)
+    again = Recorder(PROBE, path)
+    assert not again.record(network(0), 0)
+    assert not again.record(network(1), 0)  # looked at once; the callbacks offer a step more than once
+    assert path.read_bytes() == before
+
+
+def test_normalisation_that_cannot_be_put_to_rest_keeps_its_statistics():
+    class Restless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.norm.train()
+            return self
+
+        def forward(self, x):
+            return self.head(self.norm(x))
+
+    net = Restless().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    Recorder(PROBE).record(net, 0)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_records_that_are_none(tmp_path):
@@ -189,7 +251,7 @@ def test_records_that_are_none(tmp_path):
         (whole[:40], "damaged"),
     ):
         path.write_bytes(content)
-        for read in (read_record, resume_record):
+        for read in (read_record, survey_record):
             with pytest.raises(BadInput, match=words):
                 read(path)
         with pytest.raises(BadInput, match=words):
@@ -254,6 +316,23 @@ def test_many_snapshots_need_the_memory_of_one(tmp_path):
     assert read < 5 * size
     assert not log_probs.flags.writeable
     assert np.array_equal(log_probs[7], predict(net, big, batch_size=500).log_probs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"name": "a", "classes": 2, "ids": ' + b"[" * 100_000,
+        b'{"name": ["a"], "classes": 2, "ids": ["x"]}',
+        b'{"name": "a", "classes": 2, "ids": [["x"]]}',
+        b'{"name": "a", "classes": 2, "ids": ["x"], "labels": 3}',
+    ],
+    ids=["deep", "name", "ids", "labels"],
+)
+def test_a_header_that_says_nonsense(tmp_path, text):
+    path = tmp_path / "run.record"
+    path.write_bytes(b"taskatlas record 1\n" + len(text).to_bytes(8, "little") + text)
+    with pytest.raises(BadInput, match="damaged"):
+        read_record(path)
 
 
 @pytest.mark.parametrize("field", [b'"classes": 2', b'"classes": -2', b'"classes": "2"', b'"classes": 999999999999'])
@@ -340,6 +419,11 @@ def test_language_models_are_recorded_token_by_token():
     assert found.labels.tolist() == [1, 2, 6, 5, 6, 5, 0]
     seen = torch.tensor([0, 1, 5, 6, 5, 6, 1])
     assert np.allclose(found.log_probs[0], torch.log_softmax(net.table(seen), -1).detach().numpy(), atol=1e-6)
+
+
+def test_texts_of_one_token_have_nothing_to_predict():
+    with pytest.raises(BadInput, match="no text of the probe has two tokens"):
+        predict(Bigrams(), Probe.from_text(["a", "b"]), prepare=tokenised, tokens=True)
 
 
 # Other people's loops

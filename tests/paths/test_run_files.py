@@ -49,7 +49,7 @@ def test_a_folder_gives_its_runs_in_order_and_nothing_else(folder):
 
 
 def test_files_come_in_the_order_given_and_once(folder):
-    found = open_runs([folder / "b.safetensors", folder, folder / "a.record"])
+    found = open_runs([folder / "b.safetensors", folder, folder / "a.record", folder / "deeper" / ".." / "a.record"])
     assert [one.run.name for one in found] == ["named", "a", "c"]
 
 
@@ -91,6 +91,17 @@ def test_a_record_that_was_cut_short_is_read_with_a_warning(tmp_path):
     assert found.warning == f"{path} was cut short: 3 whole snapshots were read, {8 + 4 * 150 + 4 - 11} bytes were not."
 
 
+def test_a_record_with_a_damaged_snapshot_is_read_with_a_warning(tmp_path):
+    path = tmp_path / "a.record"
+    one = write_record(path)
+    content = bytearray(path.read_bytes()[:-11])
+    content[-2 * (8 + 4 * 150 + 4)] ^= 1
+    path.write_bytes(content)
+    (found,) = open_runs([path])
+    assert np.array_equal(found.run.log_probs, one.log_probs[[0, 2]])
+    assert found.warning.startswith(f"{path}: 1 of 3 snapshots are damaged and left out. {path} was cut short: 2 whole")
+
+
 def test_what_is_no_run(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (folder / "cut.safetensors").write_bytes((folder / "b.safetensors").read_bytes()[:-9])
@@ -118,7 +129,7 @@ def test_what_is_no_run(folder, tmp_path):
 
 
 def test_labels_of_every_kind(tmp_path):
-    np.save(tmp_path / "a.npy", TRUTH)
+    np.save(tmp_path / "a.npy", TRUTH.astype(">u2"))
     np.savez(tmp_path / "a.npz", labels=TRUTH)
     np.savez(tmp_path / "named.npz", y=TRUTH[::-1], ids=IDS[::-1])
     (tmp_path / "a.txt").write_text("".join(f"{label}\n" for label in TRUTH))
@@ -159,6 +170,7 @@ def test_labels_that_are_none(tmp_path, name, content, words):
     ("values", "words"),
     [
         (TRUTH.astype(float), "whole numbers"),
+        (np.array(["cat"] * 6), "whole numbers"),
         (TRUTH[:, None], "do not fit 6 samples"),
         (np.array([{}] * 6, dtype=object), "pickle"),
     ],
@@ -166,6 +178,9 @@ def test_labels_that_are_none(tmp_path, name, content, words):
 def test_arrays_that_are_no_labels(tmp_path, values, words):
     np.save(tmp_path / "a.npy", values)
     np.savez(tmp_path / "a.npz", labels=values)
+    np.savez(tmp_path / "twice.npz", labels=TRUTH, ids=[*IDS[:5], IDS[0]])
+    with pytest.raises(BadInput, match="two labels for sample 's0'"):
+        read_labels(tmp_path / "twice.npz", IDS, 4)
     np.savez(tmp_path / "other.npz", others=TRUTH)
     for name in ("a.npy", "a.npz"):
         with pytest.raises(BadInput, match=words):

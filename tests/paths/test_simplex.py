@@ -7,7 +7,7 @@ from tests.paths.make import models
 
 from taskatlas.errors import BadInput
 from taskatlas.paths import bhattacharyya, check_simplex, from_log_probabilities, hellinger, progress, symmetric_kl
-from taskatlas.paths.simplex import check_labels, check_weights, unit_roots
+from taskatlas.paths.simplex import as_tensor, check_labels, check_weights, unit_roots
 
 DIVERGENCES = [bhattacharyya, hellinger, symmetric_kl]
 
@@ -81,8 +81,32 @@ def test_a_label_out_of_range_is_named(bad):
 def test_labels_of_another_number_or_kind_are_refused():
     with pytest.raises(BadInput, match="one label a sample"):
         progress(models(samples=6), np.zeros(5, dtype=int))
-    with pytest.raises(BadInput, match="whole numbers"):
-        check_labels(torch.zeros(3, dtype=torch.bool), 3, 4)
+    for kind in (torch.bool, torch.bfloat16, torch.complex64):
+        with pytest.raises(BadInput, match="whole numbers"):
+            check_labels(torch.zeros(3, dtype=kind), 3, 4)
+    assert check_labels(torch.tensor([0, 3, 1], dtype=torch.uint32), 3, 4).tolist() == [0, 3, 1]
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "u4", "u8", "i1", ">i4", ">i8", ">u2"])
+def test_labels_of_every_kind_of_whole_number(kind):
+    assert check_labels(np.array([0, 3, 1]).astype(kind), 3, 4).tolist() == [0, 3, 1]
+    with pytest.raises(BadInput, match="sample 1: label 3 is out of range"):
+        check_labels(np.array([0, 3, 1]).astype(kind), 3, 3)
+
+
+@pytest.mark.parametrize("kind", ["U3", "S3", "O", "c16", "f4"])
+def test_labels_that_are_no_whole_numbers(kind):
+    with pytest.raises(BadInput, match="whole numbers from 0 to 3"):
+        check_labels(np.array([0, 3, 1]).astype(kind), 3, 4)
+
+
+@pytest.mark.parametrize("kind", [">f8", ">f4", "<f4"])
+def test_predictions_in_any_byte_order(kind):
+    P = models().astype(kind)
+    found = bhattacharyya(P)
+    assert found.dtype == P.dtype
+    np.testing.assert_allclose(found.astype(float), bhattacharyya(models()), atol=1e-6)
+    assert torch.equal(as_tensor(models().astype(np.longdouble)), torch.from_numpy(models()))
 
 
 @pytest.mark.parametrize("bad", [[1, -1, 1], [0, 0, 0], [1, np.nan, 1], [1, 1]], ids=["negative", "zero", "nan", "few"])

@@ -1,6 +1,7 @@
 """Everything at once: a trace says what its parts say, and what cannot be done."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,17 @@ from taskatlas.paths import (
     InPCA,
     Trajectory,
     bhattacharyya,
+    bootstrap_measures,
+    bootstrap_seeds,
     geodesic,
     mean_trajectory,
     saturated_share,
+    shuffle_null,
     task_tree,
     trace_runs,
+    trajectory_distance,
 )
+from taskatlas.paths.predictions import run_labels
 
 SEEDS = [run("a", 0, steps=6), run("a", 1, steps=5), run("b", 2, steps=7)]
 
@@ -161,6 +167,64 @@ def test_landmarks_and_other_metrics():
     assert "nat" not in other.embedding.axis_label(0)
     with pytest.raises(BadInput, match="landmarks"):
         trace_runs(SEEDS, landmarks=9, bootstrap=5)
+
+
+def test_labels_are_those_of_the_first_run_that_has_some():
+    bare, labelled = without_labels(SEEDS[0]), SEEDS[2]
+    truth = labelled.labels
+    assert np.array_equal(trace_runs([bare, labelled]).runs[0].progress, bare.progress(truth))
+    assert trajectory_distance(bare, labelled) == trajectory_distance(bare, labelled, truth=truth)
+    assert np.array_equal(task_tree([bare, labelled]).distances, task_tree([bare, labelled], truth=truth).distances)
+    assert mean_trajectory([bare, SEEDS[1]]).digest == mean_trajectory([bare, SEEDS[1]], truth=truth).digest
+    assert shuffle_null(bare, labelled, shuffles=2).distance == shuffle_null(bare, labelled, truth, shuffles=2).distance
+    other = Trajectory("c", SEEDS[1].log_probs, SEEDS[1].steps, SEEDS[1].ids, (truth + 1) % 5)
+    with pytest.raises(BadInput, match="runs 'b' and 'c' carry other labels"):
+        trace_runs([bare, labelled, other])
+
+
+def test_runs_on_different_probes_are_not_compared():
+    known = [replace(one, probe=probe) for one, probe in zip(SEEDS, (None, "first", "second"), strict=True)]
+    with pytest.raises(BadInput, match="runs 'a' and 'b' were recorded on different probes"):
+        trace_runs(known)
+    with pytest.raises(BadInput, match="different probes"):
+        trajectory_distance(known[1], known[2], method="frechet")
+    trace_runs([one.take(one.ids) for one in known])
+    trace_runs(known[:2])
+
+
+def test_no_two_runs_have_one_label():
+    log_probs = [one.log_probs[:4] for one in SEEDS]
+    for names, labels_ in {
+        ("a", "a", "a #1"): ["a #2", "a #3", "a #1"],
+        ("a #1", "a", "a"): ["a #1", "a #2", "a #3"],
+        ("a #1", "a #1", "a"): ["a #1 #1", "a #1 #2", "a"],
+        ("a", "b", "a"): ["a #1", "b", "a #2"],
+    }.items():
+        pairs = zip(names, log_probs, strict=True)
+        runs = [Trajectory(name, values, range(4), SEEDS[0].ids) for name, values in pairs]
+        assert run_labels(runs) == labels_
+
+
+def test_snapshots_that_weigh_too_much_are_said():
+    assert trace_runs(SEEDS).notes == ()
+    one = SEEDS[0]
+    twice = Trajectory("a", one.log_probs[[0, 1, 1, 1, 2]], range(5), one.ids, one.labels)
+    assert trace_runs([twice]).notes == ("run 'a' repeats a snapshot in 2 of its 4 steps, and each weighs in the map.",)
+    short = Trajectory("b", one.log_probs[:2], range(2), one.ids, one.labels)
+    assert [note[:30] for note in trace_runs([one, short]).notes] == ["runs have from 2 to 6 snapshot"]
+
+
+def test_numbers_that_do_not_fit():
+    with pytest.raises(BadInput, match="2 tasks do not fit 3 runs"):
+        trace_runs(SEEDS, tasks=["a", "b"])
+    for bootstrap in (InPCA(2).fit(SEEDS).bootstrap, lambda n: bootstrap_measures(SEEDS, resamples=n)):
+        with pytest.raises(BadInput, match="at least 1 resample, not 0"):
+            bootstrap(0)
+    with pytest.raises(BadInput, match="at least 1 resample"):
+        bootstrap_seeds(SEEDS, resamples=0)
+    with pytest.raises(BadInput, match="at least 1 shuffle"):
+        shuffle_null(*SEEDS[:2], shuffles=0)
+    assert trace_runs(SEEDS, landmarks=2).embedding.coordinates.shape[1] == 2
 
 
 def test_runs_that_do_not_belong_together():

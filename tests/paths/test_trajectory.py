@@ -52,7 +52,8 @@ def test_fields_are_checked_copied_and_frozen():
         ({"steps": [0, 1, np.nan]}, "do not increase"),
         ({"ids": list("xyz")}, "3 ids do not fit 4"),
         ({"ids": list("wxyx")}, "'x'"),
-        ({"labels": [0, 1, 2, 5]}, "sample 3: label 5"),
+        ({"labels": [0, 1, 2, 5]}, "run 'a': sample 3: label 5"),
+        ({"labels": list("wxyz")}, "run 'a': labels are whole numbers"),
         ({"labels": [0, 1, 2]}, "one label a sample"),
     ],
 )
@@ -93,6 +94,20 @@ def test_it_is_saved_and_loaded_whole_and_stays_on_disk(tmp_path):
     made(labels=None).save(tmp_path / "run.safetensors")
     assert Trajectory.load(tmp_path / "run.safetensors").labels is None
     assert np.array_equal(again.log_probs, found.log_probs)  # the old file lives on under the old map
+
+
+@pytest.mark.parametrize("ids", ["5", '["w", "x", "y", 4]', "[" * 100_000], ids=["number", "mixed", "deep"])
+def test_a_file_whose_ids_are_none(tmp_path, ids):
+    path = tmp_path / "run.safetensors"
+    made().save(path)
+    whole = path.read_bytes()
+    (size,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + size])
+    header["__metadata__"]["ids"] = ids
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + size :])
+    with pytest.raises(BadInput, match="no whole trajectory"):
+        Trajectory.load(path)
 
 
 def test_other_tools_can_read_the_file(tmp_path):

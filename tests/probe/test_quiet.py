@@ -60,6 +60,27 @@ def test_also_when_the_block_raises():
     assert torch.is_grad_enabled()
 
 
+def test_buffers_that_a_forward_pass_changes_or_exchanges_are_restored():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("changed", torch.zeros(2))
+            self.register_buffer("exchanged", torch.zeros(2))
+
+        def forward(self, x):
+            self.changed += 1
+            self.exchanged = self.exchanged + 1
+            return x
+
+    net = Counting()
+    found = dict(net.named_buffers())
+    with quiet(net):
+        net(torch.ones(1))
+    assert all(getattr(net, name) is buffer for name, buffer in found.items())
+    assert not net.changed.any()
+    assert not net.exchanged.any()
+
+
 def test_a_network_that_overrides_train_is_restored_too():
     class AlwaysFrozen(nn.Linear):
         def train(self, mode=True):

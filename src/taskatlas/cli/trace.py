@@ -110,7 +110,8 @@ def trace(
         sources=[one for one in (labels, groups) if one is not None],
     )
     document = trace_document(found) | {"trace": path}
-    emit(common, document, [_runs(document), _axes(document), f"wrote {out}: {', '.join(_files(out))}"])
+    tables, wrote = [_runs(document), _axes(document)], f"wrote {out}: {', '.join(_files(out))}"
+    emit(common, document, [*tables, *_saturated(document), wrote])
 
 
 def _runs(document: dict[str, Any]) -> Any:
@@ -145,6 +146,19 @@ def _axes(document: dict[str, Any]) -> Any:
         for axis, stress in enumerate(document["explained_stress"], start=1)
     ]
     return table("map (InPCA)", ["axis", "eigenvalue", "kind", "explained stress up to it"], rows)
+
+
+def _saturated(document: dict[str, Any]) -> list[str]:
+    """How much of the map is owed to the distance's floor."""
+    from math import log
+
+    from taskatlas.paths.bhattacharyya import FLOOR
+
+    share = document["saturated_share"]
+    if share is None:
+        return []
+    text = f"{share:.1%} of samples, over pairs of snapshots, do not overlap and count as {-log(FLOOR):.1f} nats"
+    return [text + ("; --metric hellinger needs no such floor" if share > 0 else "")]
 
 
 def _files(out: Path) -> list[str]:

@@ -69,7 +69,7 @@ def train(
             how many samples of its test and reserved parts are right; its controls are splits too. Or one of those
             published as positions in the data's order (.torch, .pt, .pth, .json), which learns the data's own classes:
             FILE:NAME where there are several.
-        probe: What predictions are recorded on; labels and classes as in the data.
+        probe: What predictions are recorded on; classes are those of the data by their names.
         snapshots: Each snapshot so many times as late as the last, or every:N for one every N steps.
         imprint: Record by the distance of features to the mean of each of the probe's own classes, with this
             temperature: for networks that learn other classes.
@@ -91,7 +91,7 @@ def train(
     """
     from taskatlas.learn import Recipe, Stream, new_network, train_to_folder
     from taskatlas.learn.run import WEIGHTS
-    from taskatlas.probe import Probe, class_names
+    from taskatlas.probe import Probe, class_names, class_subset
     from taskatlas.probe import random_labels as with_random_labels
 
     out = common.out or Path("run")
@@ -100,7 +100,8 @@ def train(
     parts = {} if split is None else _parts(split, whole, classes, wordnet)
     whole = parts.get("train", whole)
     chosen = _chosen_classes(whole, classes, wordnet, node)
-    learned = whole if chosen is None else _subset(whole, chosen)
+    learned = whole if chosen is None else class_subset(whole, chosen)
+    names = class_names(learned)
     if random_labels:
         learned = with_random_labels(learned, random_labels, seed=common.seed)
     large = learned.kind == "image" and min(learned.inputs[0].shape[:2]) > _LARGE
@@ -119,13 +120,13 @@ def train(
         precision=precision or _fast_precision(common.device),
         seed=common.seed,
     )
-    network = new_network(model, learned, len(class_names(learned)), size=side, seed=common.seed)
+    network = new_network(model, learned, len(names), size=side, seed=common.seed)
     stream = Stream(learned, recipe, network.prepare)
     recorder = None
     if probe is not None:
         asked = Probe.open(probe)
-        if chosen is not None and imprint is None and asked.labels is not None:
-            asked = _subset(asked, chosen)
+        if imprint is None and asked.labels is not None and asked.kind != "words":
+            asked = _numbered(asked, whole.class_names, names, chosen is not None)
         recorder = _recorder(asked, out / RECORD, called, network.prepare, snapshots, imprint, batch_size)
     named = [part for said in (classes, split) if said for part in (said, said.rpartition(":")[0])]
     files = [Path(path) for path in (data, probe, wordnet, *named) if path]
@@ -143,8 +144,8 @@ def train(
         workers=workers,
         device=common.device,
     )
-    last, names = rows[-1], class_names(learned)
-    asked_parts = {name: part for name, part in parts.items() if name != "train"}
+    last = rows[-1]
+    asked_parts = {part: samples for part, samples in parts.items() if part != "train"}
     fallen = _right(out, called, asked_parts, common.device, batch_size) if asked_parts else None
     document = {
         "out": out,
@@ -209,10 +210,28 @@ def _chosen_classes(data: Any, classes: str | None, wordnet: Path | None, node: 
     return read_classes(classes) if not file or Path(classes).is_file() else read_classes(file, key)
 
 
-def _subset(data: Any, chosen: list[int | str]) -> Any:
-    from taskatlas.probe import class_subset
+def _numbered(probe: Any, known: tuple[str, ...] | None, learned: tuple[str, ...], chosen: bool) -> Any:
+    """A probe with its classes numbered as the network's outputs are.
 
-    return class_subset(data, chosen)
+    Args:
+        probe: labelled samples. Where they have numbers and no names, these are the data's numbers.
+        known: names of all classes of the data, where they have some.
+        learned: names of the classes that are learned.
+        chosen: whether these are a part, so that the probe's other samples are left out.
+    """
+    from taskatlas.errors import BadInput
+    from taskatlas.probe import class_names
+    from taskatlas.probe.views import numbered_by_name
+
+    own = probe.class_names or known or class_names(probe)
+    there = {own[label] for label in probe.labels.tolist() if label < len(own)}
+    foreign = sorted(there.difference(learned))
+    if foreign and not chosen:
+        raise BadInput(
+            f"the probe has the class {foreign[0]!r}, which the data has not. Name classes alike, choose some by "
+            "--classes, or record by the probe's own classes with --imprint."
+        )
+    return numbered_by_name(probe, learned, own)
 
 
 def _recorder(
@@ -221,7 +240,10 @@ def _recorder(
     from functools import partial
 
     from taskatlas.paths import Recorder, predict, predict_imprinted
+    from taskatlas.paths.imprint import check_temperature
 
+    if imprint is not None:
+        check_temperature(imprint)
     asked = predict if imprint is None else partial(predict_imprinted, temperature=imprint)
     schedule = _schedule(snapshots)
     return Recorder(probe, path, name=name, prepare=prepare, schedule=schedule, predict=asked, batch_size=batch_size)

@@ -40,7 +40,8 @@ def bhattacharyya(
     """Pairwise Bhattacharyya distances in nats, averaged over samples.
 
     Symmetric and zero on itself; not a metric. From ignorance (1/C) to the truth (one-hot) it is ln(C)/2. Computed in
-    the precision of ``probs`` and summed in float64; beyond input and result, memory is bounded by 4 ``chunk``.
+    the precision of ``probs`` and summed in float64; beyond input and result, memory is bounded by 4 ``chunk`` and one
+    matrix of float64 in the shape of the result.
 
     Args:
         probs: probabilities, rows on the simplex to 1e-4.
@@ -55,7 +56,7 @@ def bhattacharyya(
 
     Raises:
         BadInput: a row is no probability (the message names the model and the sample), the two sets have other
-            samples or classes, or the floor is not between 0 and 1.
+            samples or classes, or the floor is not between the smallest number of their precision and 1.
 
     Example:
         >>> import numpy as np
@@ -66,9 +67,9 @@ def bhattacharyya(
         array([[ 0.  , 13.82],
                [13.82,  0.  ]])
     """
-    _check_floor(floor)
     rows, columns, samples, _ = check_pair(probs, others)
     dtype, device = floating(probs)
+    _check_floor(floor, dtype)
     scale = check_weights(weights, samples, "samples").to(device)
     together = 1 if weights is not None else _products_before_a_log(floor, dtype)
     total = torch.zeros(rows, columns, dtype=torch.float64, device=device)
@@ -81,8 +82,8 @@ def bhattacharyya(
             total[tile] += torch.tensordot(scale[where], overlap.log_().double(), 1)
 
     _visit_tiles(probs, others, chunk, together, add)
-    mean = total if weights is not None else total / samples
-    return like(finished(-mean, symmetric=others is None), probs)
+    mean = total if weights is not None else total.div_(samples)
+    return like(finished(mean.neg_(), symmetric=others is None), probs)
 
 
 def saturated_share(
@@ -103,9 +104,10 @@ def saturated_share(
         >>> saturated_share(torch.eye(2)[:, None])
         1.0
     """
-    _check_floor(floor)
     rows, columns, samples, _ = check_pair(probs, others)
-    below = torch.zeros(rows, columns, dtype=torch.int64, device=floating(probs)[1])
+    dtype, device = floating(probs)
+    _check_floor(floor, dtype)
+    below = torch.zeros(rows, columns, dtype=torch.int64, device=device)
 
     def count(tile: Tile, where: slice, overlap: Tensor) -> None:  # noqa: ARG001
         below[tile] += torch.count_nonzero(overlap < floor, 0)
@@ -116,9 +118,12 @@ def saturated_share(
     return counted / (pairs * samples) if pairs else 0.0
 
 
-def _check_floor(floor: float) -> None:
-    if not 0 < floor < 1:
-        raise BadInput(f"the floor of the coefficient is {floor}; it lies between 0 and 1, for example 1e-6.")
+def _check_floor(floor: float, dtype: torch.dtype) -> None:
+    smallest = torch.finfo(dtype).tiny
+    if not smallest <= floor < 1:
+        raise BadInput(
+            f"the floor of the coefficient is {floor}; in {dtype} it lies from {smallest:.2g} to below 1, such as 1e-6."
+        )
 
 
 def _products_before_a_log(floor: float, dtype: torch.dtype) -> int:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from taskatlas.engine import track
+from taskatlas.errors import BadInput
 from taskatlas.paths.decomposition import decompose
 from taskatlas.paths.embedding import explained_stress
 from taskatlas.paths.geodesic import angles
@@ -17,7 +18,7 @@ from taskatlas.paths.predictions import Predictions, distances_among, sizes
 from taskatlas.paths.procrustes import procrustes
 from taskatlas.paths.progress import check_truth, cosines_of_path, nearest
 from taskatlas.paths.simplex import Truth, check_weights, unit_roots
-from taskatlas.paths.trajectory import Trajectory, check_same_samples
+from taskatlas.paths.trajectory import Trajectory, check_same_samples, truth_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +58,16 @@ class MeasureBootstrap:
         return f"MeasureBootstrap({self.length.shape[0]} resamples, {self.length.shape[1]} runs)"
 
 
+def check_resamples(resamples: int) -> None:
+    """Refuses a bootstrap of nothing.
+
+    Raises:
+        BadInput: not even one resample.
+    """
+    if resamples < 1:
+        raise BadInput(f"a bootstrap needs at least 1 resample, not {resamples}.")
+
+
 def percentile_interval(values: Float[np.ndarray, "resamples *shape"], level: float = 0.95) -> Any:
     """Lower and upper ends of the percentile interval over the first axis, in the shape of the rest.
 
@@ -78,6 +89,7 @@ def resampled_maps(
     seed: int,
 ) -> MapBootstrap:
     """Maps of resampled probes, laid over the target: coordinates (M, k) and the signs of their axes (k,)."""
+    check_resamples(resamples)
     embedding, signature = target
     count, samples, _ = sizes(models)
     chances = check_weights(sample_weights, samples, "samples").numpy()
@@ -104,20 +116,21 @@ def bootstrap_measures(
 
     Args:
         runs: on the same samples.
-        truth: labels or probabilities; the first run's labels where there are none.
+        truth: labels or probabilities; the first labels that a run carries where there are none.
         resamples: how many draws.
         seed: of the draws.
 
     Raises:
-        BadInput: other samples, or a truth that does not fit.
+        BadInput: other samples, a truth that does not fit, or no resample.
 
     Example:
         >>> steps = np.log([[[0.5, 0.5]] * 3, [[0.1, 0.9], [0.2, 0.8], [0.9, 0.1]]])
         >>> bootstrap_measures([Trajectory("a", steps, [0, 1], "xyz", [1, 1, 0])], resamples=5)
         MeasureBootstrap(5 resamples, 1 runs)
     """
+    check_resamples(resamples)
     check_same_samples(runs)
-    found = truth if truth is not None else next((run.labels for run in runs if run.labels is not None), None)
+    found = truth_of(runs, truth)
     _, samples, classes = runs[0].log_probs.shape
     if found is not None:
         check_truth(found, samples, classes)

@@ -22,7 +22,7 @@ from taskatlas.paths.pairwise import BLOCK, sample_slices
 from taskatlas.paths.predictions import distances_between
 from taskatlas.paths.reindex import Passage, first_passage, points_of_passage
 from taskatlas.paths.simplex import Truth, unit_roots
-from taskatlas.paths.trajectory import Trajectory, check_same_samples
+from taskatlas.paths.trajectory import Trajectory, check_same_samples, truth_of
 
 Runs = Trajectory | Sequence[Trajectory]
 GRID = np.linspace(0, 1, 101)
@@ -42,7 +42,8 @@ def trajectory_distance(
     Args:
         a: a run, or several seeds of a task.
         b: the same for the other side, on the same samples.
-        truth: labels or probabilities that progress is measured toward; the first run's labels where there are none.
+        truth: labels or probabilities that progress is measured toward; the first labels that a run carries where there
+            are none.
         method: ``"progress"``: mean Bhattacharyya distance at equal progress. ``"frechet"``: discrete Fréchet distance,
             the least over all ways to walk both runs forward of the largest distance on the way; it needs no truth, and
             one run a side.
@@ -67,7 +68,7 @@ def trajectory_distance(
         return frechet_between(left[0], right[0])
     if method != "progress":
         raise BadInput(f"there is no distance between runs {method!r}. Choose progress or frechet.")
-    found = left[0].truth(truth)
+    found = left[0].truth(truth_of([*left, *right], truth))
     return mean_distances([matched(at_equal_progress(left, found), at_equal_progress(right, found))])[0]
 
 
@@ -93,7 +94,7 @@ def mean_trajectory(
         BadInput: other samples, no truth, or no common range of progress.
     """
     check_same_samples(_seeds(runs))
-    mean = mean_path(at_equal_progress(runs, runs[0].truth(truth)))
+    mean = mean_path(at_equal_progress(runs, runs[0].truth(truth_of(runs, truth))))
     note = f"mean of {len(runs)} seeds at equal progress (first passage)"
     with np.errstate(divide="ignore"):
         log_probs = np.log(mean.probabilities())

@@ -40,9 +40,9 @@ def read_npz(path: Path, predictions: str | None = None, kind: Kind | None = Non
             for (steps, samples), block in found.blocks():
                 log_probs[steps, samples] = block
             return found.others | {"log_probs": log_probs}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, BadInput):
-            raise
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged archive fails in many ways
         raise BadInput(
             f"{path} is no whole NumPy archive without pickles ({error}). Was its copying cut short?"
         ) from error
@@ -103,6 +103,7 @@ class _Found:
 
     source: Any  # (T, N, C), perhaps on disk
     kind: Kind
+    where: str  # for messages
     others: dict[str, Any]
 
     @property
@@ -114,6 +115,12 @@ class _Found:
         """Log-probabilities in float64, some snapshots or some samples of one at a time, in order."""
         for steps, samples in pieces(self.shape):
             values = np.asarray(self.source[steps, samples], dtype=np.float64)
+            if self.kind == "probs" and (values < 0).any():
+                step, sample, _ = np.argwhere(values < 0)[0] + (steps.start, samples.start, 0)
+                raise BadInput(
+                    f"{self.where}, snapshot {step}, sample {sample}: a probability is negative. What do these numbers "
+                    "stand for? Say kind='log_probs' or 'logits' if they are no probabilities."
+                )
             yield (steps, samples), _log_probs(values, self.kind)
 
 
@@ -141,6 +148,8 @@ def _find(path: Path, arrays: Mapping[str, Any], predictions: str | None, kind: 
     if kind not in _KINDS:
         raise BadInput(f"what does {name!r} in {path} hold? Say kind='log_probs', 'probs' or 'logits'.")
     source = arrays[name]
+    if source.dtype == np.float16:
+        raise BadInput(f"{name!r} in {path} is float16, too coarse for distances. Take the logits in float32.")
     if source.ndim != 3 or 0 in source.shape or source.dtype.kind not in "fiu":
         raise BadInput(
             f"{name!r} in {path} has the shape {source.shape} of {source.dtype}, not (snapshots, samples, classes) of "
@@ -156,17 +165,17 @@ def _find(path: Path, arrays: Mapping[str, Any], predictions: str | None, kind: 
         values = others[what]
         if values is not None and (values.dtype.kind not in kinds or values.ndim != 1):
             raise BadInput(f"{what} in {path} have the shape {values.shape} of {values.dtype}, not a row of numbers.")
-    return _Found(source, kind, others)
+    return _Found(source, kind, f"{name!r} in {path}", others)
 
 
 def _log_probs(values: Float[np.ndarray, "*rows classes"], kind: Kind) -> Float[np.ndarray, "*rows classes"]:
     if kind == "log_probs":
         return values
-    if kind == "logits":
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is no probability shows as NaN or a wrong sum later
+        if kind == "probs":
+            return np.log(values)
         shifted = values - values.max(-1, keepdims=True)
         return np.subtract(shifted, np.log(np.exp(shifted).sum(-1, keepdims=True)))
-    with np.errstate(divide="ignore", invalid="ignore"):  # what is no probability shows as NaN or a wrong sum later
-        return np.log(values)
 
 
 def _texts(ids: np.ndarray) -> list[str]:

@@ -6,6 +6,7 @@ that made the prototypes flatter the network, so here a sample's own feature is 
 other samples are predicted.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -59,18 +60,19 @@ def imprint(
         (samples or others, classes) log-probabilities, in the precision of ``features``.
 
     Raises:
-        BadInput: a class without samples, or with one that would have to be held out; a label out of range; features
-            that are not finite or of another width; a temperature that is not above 0.
+        BadInput: no samples; a class without samples, or with one that would have to be held out; a label out of range;
+            features that are not finite or of another width; a temperature that is not finite and above 0.
 
     Example:
         >>> features, labels = torch.tensor([[0.0], [2.0], [5.0], [7.0]]), torch.tensor([0, 0, 1, 1])
         >>> imprint(features, labels, torch.tensor([[1.0]])).exp().round(decimals=3)
         tensor([[1., 0.]])
     """
-    if not temperature > 0:
-        raise BadInput(f"the temperature is {temperature}; it lies above 0.")
+    check_temperature(temperature)
     if similarity not in ("euclidean", "cosine"):
         raise BadInput(f"there is no similarity {similarity!r}. Choose euclidean or cosine.")
+    if not len(labels):
+        raise BadInput("the imprinting set is empty. Give labelled samples of every class.")
     number = int(labels.max()) + 1 if classes is None else classes
     sums, counts, points, found = _class_sums(features, labels, number)
     means = sums / counts[:, None]
@@ -85,6 +87,16 @@ def imprint(
         own = (sums[found] - points) / (counts[found] - 1)[:, None]
         scores[rows, found] = _own_scores(points, own, similarity)
     return like(torch.log_softmax(scores / temperature, -1), features)
+
+
+def check_temperature(temperature: float | int) -> None:
+    """Refuses a temperature that no score can be divided by.
+
+    Raises:
+        BadInput: it is not finite, or not above 0.
+    """
+    if not 0 < temperature < math.inf:
+        raise BadInput(f"the temperature is {temperature}; it is finite and above 0.")
 
 
 def _class_sums(features: Array, labels: Labels, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

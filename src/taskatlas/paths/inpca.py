@@ -34,6 +34,7 @@ from taskatlas.paths.predictions import (
 )
 from taskatlas.paths.progress import check_truth
 from taskatlas.paths.simplex import Truth, check_weights
+from taskatlas.paths.trajectory import truth_of
 
 _NOTHING = 1e-13  # an eigenvalue below this share of the largest is rounding; nothing is projected on its axis
 # Close to the truth a geodesic's points lie ever further apart: a class that is nearly ruled out costs a logarithm.
@@ -169,7 +170,7 @@ class InPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
             seed: of the draws.
 
         Raises:
-            BadInput: the map was made of precomputed distances, or not of all models.
+            BadInput: the map was made of precomputed distances, or not of all models; or no resample.
 
         Example:
             >>> P = np.random.default_rng(0).dirichlet(np.ones(3), size=(6, 40))
@@ -206,8 +207,7 @@ class InPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  
         paths = []
         if self.metric != "precomputed":
             runs = self._models if isinstance(self._models, list) else []
-            own = next((run.labels for run in runs if run.labels is not None), None)
-            found = own if truth is None else np.asarray(truth)
+            found = truth_of(runs, truth)
             _, samples, classes = sizes(self._models)
             if found is not None and classes > 1:
                 check_truth(found, samples, classes)

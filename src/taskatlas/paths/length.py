@@ -87,10 +87,13 @@ def tortuosity(probs: Real[Array, "steps samples classes"]) -> float:
         >>> round(tortuosity(P), 2)
         3.0
     """
-    length = path_length(probs)
+    return length_ratio(path_length(probs), path_length(probs[:: max(1, len(probs) - 1)]))
+
+
+def length_ratio(length: float, ends: float) -> float:
+    """Tortuosity of a path by its length and the distance of its ends."""
     if length == 0:
         return 1.0
-    ends = path_length(probs[:: max(1, len(probs) - 1)])
     return length / ends if ends > 0 else math.inf
 
 

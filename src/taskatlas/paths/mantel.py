@@ -52,14 +52,16 @@ def mantel(
         seed: of the orders.
 
     Raises:
-        BadInput: matrices that differ in shape or are not symmetric, fewer than four tasks, or a matrix whose distances
-            are all alike.
+        BadInput: matrices that differ in shape or are not symmetric, fewer than four tasks, a matrix whose distances
+            are all alike, or no permutation.
 
     Example:
         >>> places = np.arange(6.0)[:, None]
         >>> mantel(abs(places - places.T), abs(places - places.T) ** 2)
         Mantel(correlation 1.000, p = 0.004, 999 permutations)
     """
+    if permutations < 1:
+        raise BadInput(f"a permutation test needs at least 1 permutation, not {permutations}.")
     matrices = [distances, others] + ([] if confounder is None else [confounder])
     for matrix in matrices:
         _check_matrix(np.asarray(matrix), len(distances))

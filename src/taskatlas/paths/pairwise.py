@@ -11,6 +11,7 @@ from taskatlas.errors import BadInput
 from taskatlas.paths.simplex import Array, as_tensor
 
 CHUNK = 2**25  # bytes of one slab
+_MIRRORED = 64  # rows of a symmetric matrix that are filled at a time
 BLOCK = 2**18  # numbers of float64 taken up at a time: 2 MiB, which stay in cache
 
 
@@ -94,10 +95,12 @@ def floating(probs: Array) -> tuple[torch.dtype, torch.device]:
 def finished(distances: Tensor, *, symmetric: bool) -> Tensor:
     """Distances without what rounding left: never negative, and where symmetric exactly so, with a zero diagonal.
 
-    Of a symmetric matrix only the values above the diagonal are read.
+    Works in place. Of a symmetric matrix only the values above the diagonal are read.
     """
-    distances = distances.clamp(min=0) + 0.0  # minus zero would print oddly
-    if not symmetric:
-        return distances
-    upper = distances.triu(1)
-    return upper + upper.T
+    distances.clamp_(min=0).add_(0.0)  # minus zero would print oddly
+    if symmetric:
+        distances.triu_(1)
+        for first in range(0, len(distances), _MIRRORED):
+            rows = slice(first, first + _MIRRORED)
+            distances[rows, : rows.stop] += distances[: rows.stop, rows].T.clone()
+    return distances

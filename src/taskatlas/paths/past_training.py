@@ -1,5 +1,6 @@
 """A past training as a path: every checkpoint that it left behind, asked about the same probe."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 
 from taskatlas.engine import Engine, run_jobs
 from taskatlas.errors import BadInput
-from taskatlas.paths.predict import predict
+from taskatlas.paths.predict import check_labels_fit, predict
 from taskatlas.paths.trajectory import Trajectory
 from taskatlas.paths.trajectory_file import write_run
 from taskatlas.probe.forward import chosen_device
@@ -84,7 +85,8 @@ def trace_checkpoints(
         checkpoints: a zoo, or what ``Zoo.open`` takes: a folder of checkpoints, for example.
         probe: what they are asked.
         name: of the run.
-        steps: of each checkpoint, in the zoo's order or by name; None: the last number in each name (epoch_12.pt).
+        steps: of each checkpoint, in the zoo's order or by name; None: the last number in each name (epoch_12.pt),
+            unless other numbers in the names say another order.
         builder: for checkpoints that name none.
         tokens: predictions of a language model, a row a token.
         batch_size: samples a pass.
@@ -93,7 +95,8 @@ def trace_checkpoints(
         engine: where the checkpoints are asked; see ``taskatlas.engine``.
 
     Raises:
-        BadInput: no checkpoints, a name without a number, two with one step, or predictions that differ in their rows.
+        BadInput: no checkpoints, names that do not tell the steps, two with one step, predictions that differ in their
+            rows, or labels of the probe that are no classes.
     """
     return ask_checkpoints(
         Zoo.open(checkpoints, builder=builder),
@@ -138,6 +141,7 @@ def ask_checkpoints(
                 f"{numbered[0][1].name} {first[0].shape[0]} of {first[0].shape[1]}. They are not one training."
             )
     samples, classes = first[0].shape
+    check_labels_fit(first[2], classes, f"run {name!r}")
     shape = (len(answers), samples, classes)
     return PastTraining(name, tuple(step for step, _ in numbered), tuple(answers), shape, probe.digest)
 
@@ -181,8 +185,21 @@ def _steps(names: list[str], steps: Sequence[int] | Mapping[str, int] | None) ->
         if without:
             raise BadInput(f"the name {without[0]!r} has no number to tell its step by. Say steps={{name: step}}.")
         found = [int(numbers[name][-1]) for name in names]
+        if len({len(digits) for digits in numbers.values()}) == 1:
+            _check_one_order([[int(digit) for digit in digits] for digits in numbers.values()], names)
     if len(set(found)) != len(found):
         twice = next(step for step in found if found.count(step) > 1)
         alike = [name for name, step in zip(names, found, strict=True) if step == twice]
         raise BadInput(f"checkpoints {alike[0]!r} and {alike[1]!r} both have step {twice}. Say steps={{name: step}}.")
     return found
+
+
+def _check_one_order(numbers: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Refuses names such as epoch_9_acc90 whose earlier numbers fall where the last one rises."""
+    columns = list(zip(*sorted(numbers, key=lambda found: found[-1]), strict=True))
+    for column in columns[:-1]:
+        if any(later < sooner for sooner, later in itertools.pairwise(column)):
+            raise BadInput(
+                f"names such as {names[0]!r} hold several numbers, and these put the checkpoints in different orders. "
+                "Say steps={name: step}."
+            )

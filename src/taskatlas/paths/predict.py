@@ -76,8 +76,23 @@ def predict(
                 rows.append(log_probs)
                 ids.append(name)
                 labels.append(label)
+    if not rows:
+        raise BadInput(f"no text of the probe has two tokens for {who}, so no token is followed by one.")
     given = labels if tokens else probe.labels
     return Prediction(np.stack(rows), tuple(ids), None if given is None else np.asarray(given, dtype=np.int64))
+
+
+def check_labels_fit(labels: np.ndarray | None, classes: int, who: str) -> None:
+    """Refuses a probe's labels that are no classes of the network.
+
+    Raises:
+        BadInput: a label is out of range.
+    """
+    if labels is not None and (labels.min() < 0 or labels.max() >= classes):
+        raise BadInput(
+            f"the probe has labels from {labels.min()} to {labels.max()}, and {who} predicts {classes} classes. Number "
+            "the labels as the network's outputs, or record a probe without."
+        )
 
 
 def _sample_rows(batch: Batch, probe: Probe) -> Iterator[tuple[str, np.ndarray, int]]:

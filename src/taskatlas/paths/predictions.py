@@ -1,5 +1,7 @@
 """Models to compare, wherever their predictions are: an array in memory, or runs whose files are read slab by slab."""
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -87,9 +89,14 @@ def names(models: Predictions) -> tuple[tuple[str, ...], np.ndarray]:
 
 def run_labels(runs: Sequence[Trajectory]) -> list[str]:
     """A label for each run, no two alike: its name, with a number where others share it."""
-    found = [run.name for run in runs]
-    seeds = [found[: position + 1].count(name) for position, name in enumerate(found)]
-    return [name if found.count(name) == 1 else f"{name} #{seed}" for name, seed in zip(found, seeds, strict=True)]
+    times = Counter(run.name for run in runs)
+    numbers = {name: itertools.count(1) for name in times}
+
+    def label(name: str) -> str:
+        numbered = (f"{name} #{number}" for number in numbers[name])
+        return name if times[name] == 1 else next(one for one in numbered if one not in times)
+
+    return [label(run.name) for run in runs]
 
 
 def distances_among(

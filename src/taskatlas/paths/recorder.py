@@ -9,11 +9,20 @@ import numpy as np
 from torch import nn
 
 from taskatlas.errors import BadInput
-from taskatlas.paths.predict import Prediction, predict
-from taskatlas.paths.record_file import RecordHeader, append_snapshot, read_record, resume_record, start_record
+from taskatlas.paths.predict import Prediction, check_labels_fit, predict
+from taskatlas.paths.record_file import (
+    RecordHeader,
+    append_snapshot,
+    cut_to_whole_blocks,
+    read_record,
+    start_record,
+    survey_record,
+)
 from taskatlas.paths.schedule import Schedule, geometric
 from taskatlas.paths.trajectory import Trajectory
 from taskatlas.probe.probe import Probe
+
+_ALIKE = 0.02  # mean share of probability that lies elsewhere: rounding on another device is far below
 
 
 class Recorder:
@@ -22,7 +31,8 @@ class Recorder:
     Call it in the training loop as often as you like: its schedule decides when a snapshot is due. The training goes on
     as if nothing had been: modes, BatchNorm's statistics and random states are as they were. With a path, each snapshot
     is on disk when the call returns; a run that was killed is read up to its last snapshot, and goes on in the same
-    file (steps that it has already are skipped).
+    file. Steps that it has already are not recorded again: there the network has to predict what the file says, so that
+    a training that was begun anew does not become the end of an old one.
 
     Args:
         probe: what the network is asked, the same at every snapshot.
@@ -68,15 +78,21 @@ class Recorder:
         self.steps: list[int] = []
         self._header: RecordHeader | None = None
         self._snapshots: list[np.ndarray] = []
+        self._earlier: dict[int, np.ndarray] = {}  # what an earlier process recorded, by its steps
         if self.path is not None and self.path.exists():
-            self._header, steps = resume_record(self.path)
-            self.steps = [int(step) for step in steps]
+            survey = survey_record(self.path)
+            self._header = survey.header
             if (self._header.name, self._header.probe) != (name, probe.digest):
                 which = "this" if self._header.probe == probe.digest else "another"
                 raise BadInput(
                     f"{self.path} is a record of run {self._header.name!r} on {which} probe. Give another path, or "
                     "remove it."
                 )
+            cut_to_whole_blocks(self.path, survey)
+            self.steps = [int(step) for step in survey.steps.values()]
+            if self.steps:
+                blocks = survey.snapshots(self.path)
+                self._earlier = {int(step): blocks[place] for place, step in survey.steps.items()}
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else str(self.path)
@@ -88,7 +104,8 @@ class Recorder:
         Raises:
             BadInput: as ``record``.
         """
-        if not self.schedule(step, self.steps[-1] if self.steps else None):
+        last = self.steps[-1] if self.steps else None
+        if (last is None or step > last) and not self.schedule(step, last):
             return False
         return self.record(model, step)
 
@@ -96,10 +113,11 @@ class Recorder:
         """Takes a snapshot now, unless this step or a later one was recorded before; says whether it did.
 
         Raises:
-            BadInput: the network cannot take the probe, gives NaN or other classes than before, or the file cannot be
-                written.
+            BadInput: the network cannot take the probe, gives NaN or other classes than before, the file cannot be
+                written, or has this step from another training.
         """
-        if self.steps and step <= self.steps[-1]:
+        new = not self.steps or step > self.steps[-1]
+        if not new and step not in self._earlier:
             return False
         found = self.predict(
             model,
@@ -109,6 +127,9 @@ class Recorder:
             who=f"run {self.name!r} at step {step}",
         )
         self._check_like_the_first(found, step)
+        if not new:
+            self._check_goes_on(found, step)
+            return False
         if self.path is None:
             self._snapshots.append(found.log_probs)
         else:
@@ -155,11 +176,7 @@ class Recorder:
         labels = None if found.labels is None else found.labels.tolist()
         header = RecordHeader(self.name, list(found.ids), found.log_probs.shape[1], labels, self.probe.digest)
         if self._header is None:
-            if labels is not None and not all(0 <= label < header.classes for label in labels):
-                raise BadInput(
-                    f"the probe has labels from {min(labels)} to {max(labels)}, and run {self.name!r} predicts "
-                    f"{header.classes} classes. Number the labels as the network's outputs, or record a probe without."
-                )
+            check_labels_fit(found.labels, header.classes, f"run {self.name!r}")
             if self.path is not None:
                 start_record(self.path, header)
             self._header = header
@@ -167,4 +184,14 @@ class Recorder:
             raise BadInput(
                 f"run {self.name!r} at step {step} gives {len(header.ids)} rows of {header.classes} classes, and "
                 f"{len(self._header.ids)} of {self._header.classes} before. One record is one network on one probe."
+            )
+
+    def _check_goes_on(self, found: Prediction, step: int) -> None:
+        """Compares, once a step, what the network says with what is on file."""
+        before = np.exp(self._earlier.pop(step))
+        elsewhere = float(np.abs(np.exp(found.log_probs) - before).sum(-1).mean()) / 2
+        if elsewhere > _ALIKE:
+            raise BadInput(
+                f"{self.path} has step {step} of run {self.name!r} from another training: there the network's "
+                "predictions were others. Give another path, or remove the file."
             )

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class OpenedRun:
 
 
 def open_runs(places: Sequence[Path], *, predictions: str | None = None, kind: Kind | None = None) -> list[OpenedRun]:
-    """The runs in files and folders, in the order given, those of a folder sorted by their paths.
+    """The runs in files and folders, in the order given and each once, those of a folder sorted by their paths.
 
     A file is a trajectory (``.safetensors``), a recorder's file, a NumPy archive or an HDF5 file, told apart by how it
     begins. In a folder, and in the folders in it, whatever is none of these is passed over. A run is called as its file
@@ -47,7 +48,8 @@ def open_runs(places: Sequence[Path], *, predictions: str | None = None, kind: K
     files: dict[Path, _Sort] = {}
     for place in places:
         found = _runs_in(place, predictions) if place.is_dir() else {place: _sort_of(place)}
-        files |= {path: sort for path, sort in found.items() if path not in files}
+        known = {path.resolve() for path in files}
+        files |= {path: sort for path, sort in found.items() if path.resolve() not in known}
     names = _file_names(list(files))
     return [_open(path, sort, names[path], predictions, kind) for path, sort in files.items()]
 
@@ -196,13 +198,18 @@ def _open(path: Path, sort: _Sort, name: str, predictions: str | None, kind: Kin
         return OpenedRun(Trajectory.from_hdf5(path, name=name, predictions=predictions, kind=kind), path)
     if sort == "run":
         return OpenedRun(Trajectory.load(path, names={_UNNAMED: name}), path)
-    run, lost = recover_record(path, {_UNNAMED: name})
-    warning = f"{path} was cut short: {len(run)} whole snapshots were read, {lost} bytes were not."
-    return OpenedRun(run, path, warning if lost else "")
+    run, survey = recover_record(path, {_UNNAMED: name})
+    said = [f"{path}: {run.note}."] if survey.damaged else []
+    if survey.cut:
+        said.append(f"{path} was cut short: {len(run)} whole snapshots were read, {survey.cut} bytes were not.")
+    return OpenedRun(run, path, " ".join(said))
 
 
 def _file_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A name for each file: its stem, and for those that share one, as many folders before it as tell all apart."""
+    """A name for each file: its stem, and for those that share one, the folders before it that tell them apart.
+
+    Files that differ in their last extensions alone keep one name.
+    """
     parts = {path: (*path.resolve().parts[1:-1], path.name.split(".")[0]) for path in files}
     alike: dict[str, list[Path]] = {}
     for path in files:
@@ -229,7 +236,13 @@ def _npz_labels(path: Path) -> np.ndarray | dict[str, int]:
             raise BadInput(f"{path} has no labels; it has {', '.join(archive.files) or 'nothing'}.")
         if "ids" not in archive.files:
             return np.asarray(archive[name])
-        return dict(zip(map(str, archive["ids"].tolist()), archive[name].tolist(), strict=True))
+        ids, labels = [str(one) for one in archive["ids"].tolist()], archive[name]
+        if labels.dtype.kind not in "iu":
+            return np.asarray(labels)  # which are refused
+        twice = [one for one, times in Counter(ids).items() if times > 1]
+        if twice:
+            raise BadInput(f"{path} has two labels for sample {twice[0]!r}. Give each sample one.")
+        return dict(zip(ids, labels.tolist(), strict=True))
 
 
 def _txt_labels(path: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """When to take a snapshot: often while much happens, seldom later."""
 
+import math
 from collections.abc import Callable
 
 from taskatlas.errors import BadInput
@@ -19,7 +20,7 @@ def geometric(ratio: float = 1.3, *, at_most: int | None = None) -> Schedule:
         at_most: the longest way between two snapshots in steps; None for no limit.
 
     Raises:
-        BadInput: the ratio is not above 1, or the limit not at least 1.
+        BadInput: the ratio is not finite and above 1, or the limit not at least 1.
 
     Example:
         >>> due, last, taken = geometric(1.5), None, []
@@ -30,9 +31,9 @@ def geometric(ratio: float = 1.3, *, at_most: int | None = None) -> Schedule:
         >>> taken
         [0, 1, 2, 3, 5, 8, 12, 18]
     """
-    if not ratio > 1 or (at_most is not None and at_most < 1):
+    if not 1 < ratio < math.inf or (at_most is not None and at_most < 1):
         raise BadInput(
-            f"a schedule grows by a ratio above 1, not {ratio}, with at least 1 step between, not {at_most}."
+            f"a schedule grows by a finite ratio above 1, not {ratio}, with at least 1 step between, not {at_most}."
         )
 
     def due(step: int, last: int | None) -> bool:

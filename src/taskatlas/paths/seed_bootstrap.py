@@ -16,12 +16,13 @@ from jaxtyping import Float, Integer
 
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
+from taskatlas.paths.bootstrap import check_resamples
 from taskatlas.paths.compare import EqualProgress, Reindexed, matched, mean_distances, mean_of_seeds, reindexed
 from taskatlas.paths.decomposition import decompose
 from taskatlas.paths.embedding import explained_stress
 from taskatlas.paths.predictions import METRICS, distances_among
 from taskatlas.paths.simplex import Truth
-from taskatlas.paths.trajectory import Trajectory, check_same_samples
+from taskatlas.paths.trajectory import Trajectory, check_same_samples, truth_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +67,7 @@ def bootstrap_seeds(
 
     Args:
         runs: on the same samples.
-        truth: labels or probabilities; the first run's labels where there are none.
+        truth: labels or probabilities; the first labels that a run carries where there are none.
         tasks: the task of each run; the runs' names where there are none.
         metric: the distance that is mapped.
         n_components: axes of the maps.
@@ -74,7 +75,7 @@ def bootstrap_seeds(
         seed: of the draws.
 
     Raises:
-        BadInput: no task has two seeds, other samples, or fewer models than axes.
+        BadInput: no task has two seeds, other samples, fewer models than axes, or no resample.
 
     Example:
         >>> from taskatlas.paths.geodesic import geodesic
@@ -83,11 +84,12 @@ def bootstrap_seeds(
         >>> bootstrap_seeds(seeds, n_components=1, resamples=5).length.shape
         (5, 1)
     """
+    check_resamples(resamples)
     members = task_members([run.name for run in runs] if tasks is None else tasks)
     if all(len(rows) < 2 for rows in members.values()):
         raise BadInput("no task has two seeds, so there is nothing to draw again. Give runs of one task one name.")
     check_same_samples(runs)
-    found = truth if truth is not None else next((run.labels for run in runs if run.labels is not None), None)
+    found = truth_of(runs, truth)
     random = np.random.default_rng(seed)
     draws = np.zeros((resamples, len(runs)), dtype=np.int64)
     for draw in draws:

@@ -14,7 +14,7 @@ from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.paths.compare import at_equal_progress, matched, mean_distance
 from taskatlas.paths.simplex import Labels, check_labels
-from taskatlas.paths.trajectory import Trajectory, check_same_samples
+from taskatlas.paths.trajectory import Trajectory, check_same_samples, truth_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,12 +51,12 @@ def shuffle_null(
     Args:
         a: a run.
         b: another, on the same samples.
-        labels: the true classes; the first run's where there are none.
+        labels: the true classes; those that a run carries where there are none.
         shuffles: how many.
         seed: of the shuffles.
 
     Raises:
-        BadInput: other samples, no labels, no class with two samples, or no common range of progress.
+        BadInput: other samples, no labels, no class with two samples, no common range of progress, or no shuffle.
 
     Example:
         >>> steps = np.log([[[0.5, 0.5]] * 4, [[0.1, 0.9], [0.8, 0.2], [0.1, 0.9], [0.9, 0.1]]])
@@ -65,8 +65,10 @@ def shuffle_null(
         >>> found.distance == 0, bool(found.null.max() > 0.05)
         (True, True)
     """
+    if shuffles < 1:
+        raise BadInput(f"a null needs at least 1 shuffle, not {shuffles}.")
     check_same_samples([a, b])
-    truth = check_labels(a.truth(labels), *a.log_probs.shape[1:]).numpy()
+    truth = check_labels(a.truth(truth_of([a, b], labels)), *a.log_probs.shape[1:]).numpy()
     members = [rows for label in np.unique(truth) if len(rows := np.flatnonzero(truth == label)) > 1]
     if not members:
         raise BadInput("no class has two samples, so there is nothing to shuffle within classes.")

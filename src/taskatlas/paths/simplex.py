@@ -14,7 +14,7 @@ Array = TypeVar("Array", Tensor, np.ndarray)  # what goes in as NumPy comes out 
 Labels = Int[Tensor | np.ndarray, " _"]  # one true class a sample
 Truth = Labels | Real[Tensor | np.ndarray, "_ _"]  # labels, or (samples, classes) probabilities
 Weights = Real[Tensor | np.ndarray, " _"]
-TOLERANCE = 1e-4  # how far a row may be from the simplex: float32 passes, float16 and five printed digits do not
+TOLERANCE = 1e-4  # how far a row's sum may be from one: float32 passes, float16 and few printed digits mostly do not
 
 
 def check_simplex(probs: Real[Array, "*models samples classes"], names: Sequence[str] | None = None) -> None:
@@ -98,9 +98,11 @@ def check_labels(labels: Tensor | np.ndarray, samples: int, classes: int) -> Ten
     Raises:
         BadInput: another number of samples, or a label that is no class; the message names the sample.
     """
-    found = torch.as_tensor(np.array(labels)) if not isinstance(labels, Tensor) else labels.detach()
-    if found.is_floating_point() or found.dtype == torch.bool:
-        raise BadInput(f"labels are whole numbers from 0 to {classes - 1}, not {found.dtype}.")
+    values = labels.detach() if isinstance(labels, Tensor) else np.asarray(labels)
+    if not _are_whole_numbers(values):
+        raise BadInput(f"labels are whole numbers from 0 to {classes - 1}, not {values.dtype}.")
+    # torch has no arithmetic for every kind of whole number
+    found = values.long() if isinstance(values, Tensor) else torch.from_numpy(values.astype(np.int64))
     if found.shape != (samples,):
         raise BadInput(f"{tuple(found.shape)} labels do not fit {samples} samples. Give one label a sample.")
     outside = ((found < 0) | (found >= classes)).nonzero()
@@ -110,7 +112,7 @@ def check_labels(labels: Tensor | np.ndarray, samples: int, classes: int) -> Ten
             f"sample {sample}: label {int(found[sample])} is out of range; with {classes} classes labels run from 0 to "
             f"{classes - 1}."
         )
-    return found.long()
+    return found
 
 
 def check_weights(weights: Weights | None, count: int, what: str) -> Tensor:
@@ -127,6 +129,12 @@ def check_weights(weights: Weights | None, count: int, what: str) -> Tensor:
     if not bool(torch.isfinite(found).all()) or bool((found < 0).any()) or not bool((found > 0).any()):
         raise BadInput(f"the weights of {what} must be finite, not negative, and not all zero.")
     return found / found.sum()
+
+
+def _are_whole_numbers(values: Tensor | np.ndarray) -> bool:
+    if isinstance(values, Tensor):
+        return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    return values.dtype.kind in "iu"
 
 
 def _row_sums(probs: Tensor, names: Sequence[str] | None, first_sample: int = 0) -> Tensor:
@@ -160,4 +168,7 @@ def _shared_tensor(values: np.ndarray) -> Tensor:
     """No copy where NumPy lets torch write; read-only arrays are copied, for torch warns about them."""
     if values.dtype.kind not in "fiub":
         raise BadInput(f"predictions are numbers, not {values.dtype}.")
+    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
+        values = values.astype(np.float64)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(values if values.flags.writeable and min(values.strides, default=0) >= 0 else values.copy())

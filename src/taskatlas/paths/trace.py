@@ -1,6 +1,7 @@
 """Everything at once: runs on one map, with their progress, lengths, distances and how sure all of it is."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,11 +20,12 @@ from taskatlas.paths.progress import check_truth
 from taskatlas.paths.reindex import Regression, find_regressions
 from taskatlas.paths.seed_bootstrap import bootstrap_seeds, task_members
 from taskatlas.paths.simplex import Truth
-from taskatlas.paths.trajectory import Trajectory
+from taskatlas.paths.trajectory import Trajectory, truth_of
 from taskatlas.paths.tree import Distance, TaskTree, joined, task_tree
 
 LEVEL = 0.95  # of the intervals
 _AXES = 3
+_UNEQUAL = 3  # times as many snapshots in one run as in another are worth a note
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,7 +73,7 @@ class Trace:
         samples, classes: of the predictions.
         intervals: 95 % bootstrap intervals, empty without a bootstrap: under ``samples`` and ``seeds``, for each
             measure its low and high ends.
-        notes: what could not be done, a sentence each.
+        notes: what could not be done, or has to be known to read the map, a sentence each.
     """
 
     runs: tuple[RunSummary, ...]
@@ -119,7 +121,7 @@ def trace_runs(
             are none. Without any, progress and accuracy are left out.
         tasks: the task of each run: runs of one task are its seeds. The runs' names where there are none.
         metric: the distance of the map: bhattacharyya, hellinger or symmetric_kl.
-        n_components: axes of the map, two at least; None: three, or as many as there are models.
+        n_components: axes of the map, two at least; None: three, or as many as there are models or landmarks.
         landmarks: so many models make the map; see ``InPCA``.
         distance: between tasks; see ``task_tree``. None: at equal progress, or Fréchet's where there is no truth or two
             tasks share no progress.
@@ -127,7 +129,7 @@ def trace_runs(
         seed: of the landmarks and the resamples.
 
     Raises:
-        BadInput: no runs, other samples or classes, a truth that does not fit, or a single model.
+        BadInput: no runs, other samples or classes, a truth or tasks that do not fit, or a single model.
 
     Example:
         >>> steps = np.log([[[0.5, 0.5]] * 2, [[0.3, 0.7], [0.2, 0.8]], [[0.1, 0.9], [0.4, 0.6]]])
@@ -138,7 +140,7 @@ def trace_runs(
     models = as_predictions(list(runs))
     assert isinstance(models, list)
     _, samples, classes = models[0].log_probs.shape
-    truth = truth if truth is not None else next((run.labels for run in runs if run.labels is not None), None)
+    truth = truth_of(models, truth)
     if truth is not None:
         check_truth(truth, samples, classes)
     elif distance == "progress":
@@ -147,24 +149,32 @@ def trace_runs(
         raise BadInput("a bootstrap needs a map that all models made. Leave out either the landmarks or the bootstrap.")
     if n_components is not None and n_components < 2:
         raise BadInput(f"a map to look at has two axes at least, not {n_components}.")
-    count = sum(len(run) for run in runs)
-    axes = min(_AXES, count) if n_components is None else n_components
+    if tasks is not None and len(tasks) != len(runs):
+        raise BadInput(f"{len(tasks)} tasks do not fit {len(runs)} runs. Name the task of each run.")
+    count = min(sum(len(run) for run in runs), landmarks or math.inf)
+    axes = int(min(_AXES, count)) if n_components is None else n_components
     fit = InPCA(axes, metric, landmarks=landmarks, random_state=seed).fit(models)
     embedding = fit.as_embedding(truth)
-    notes: list[str] = []
     names, of = run_labels(runs), [run.name for run in runs] if tasks is None else list(tasks)
     rows = list(zip(models, names, of, strict=True))
-    summaries = tuple(_summary(run, name, task, truth) for run, name, task in track(rows, "measuring runs"))
+    summaries: list[RunSummary] = []
+    notes: list[str] = []
+    for run, name, task in track(rows, "measuring runs"):
+        steps = run.step_lengths()
+        summaries.append(_summary(run, name, task, truth, float(steps.sum())))
+        notes += _repeats(name, steps)
+    notes += _unequal(runs)
     sides: dict[str, EqualProgress] = {}
     if truth is not None and len(runs) > 1:
         both = list(zip(models, summaries, strict=True))
         known = [reindexed(run, truth, reached=one.progress) for run, one in track(both, "re-indexing by progress")]
         sides = {task: mean_of_seeds([known[i] for i in members], truth) for task, members in task_members(of).items()}
-        means, notes = _mean_paths(sides, fit)
+        means, said = _mean_paths(sides, fit)
+        notes += said
         embedding = replace(embedding, paths=[*embedding.paths, *means])
     tree, said = _tree(runs, sides, distance)
     return Trace(
-        summaries,
+        tuple(summaries),
         embedding,
         tree,
         saturated_share_among(models, fit.base_) if metric == "bhattacharyya" else None,
@@ -175,12 +185,30 @@ def trace_runs(
     )
 
 
-def _summary(run: Trajectory, name: str, task: str, truth: Truth | None) -> RunSummary:
+def _summary(run: Trajectory, name: str, task: str, truth: Truth | None, length: float) -> RunSummary:
     progress = None if truth is None else run.progress(truth)
     accuracy = None if truth is None or truth.ndim == 2 else run.accuracy(truth)
     fallen = () if progress is None else find_regressions(progress, run.steps)
-    length = run.length()
     return RunSummary(name, task, run.steps, length, run.tortuosity(length), progress, accuracy, fallen, run.note)
+
+
+def _repeats(name: str, step_lengths: Float[np.ndarray, " transitions"]) -> list[str]:
+    """Says when snapshots say nothing new and still weigh in the map."""
+    count = int((step_lengths == 0).sum())
+    if not count:
+        return []
+    return [f"run {name!r} repeats a snapshot in {count} of its {len(step_lengths)} steps, and each weighs in the map."]
+
+
+def _unequal(runs: Sequence[Trajectory]) -> list[str]:
+    """Says when the map is above all one of its longest runs."""
+    counts = [len(run) for run in runs]
+    if max(counts) < _UNEQUAL * min(counts):
+        return []
+    return [
+        f"runs have from {min(counts)} to {max(counts)} snapshots, and the map's centre and axes follow the long ones; "
+        "resample runs by progress, or give InPCA point_weights, where this is not wanted."
+    ]
 
 
 def _mean_paths(sides: Mapping[str, EqualProgress], fit: InPCA) -> tuple[list[ProjectedPath], list[str]]:

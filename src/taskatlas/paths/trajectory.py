@@ -1,5 +1,6 @@
 """A run as a path: what a model said about the same samples at each of its snapshots."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from jaxtyping import Float
 
 from taskatlas.errors import BadInput
 from taskatlas.paths.importers import Kind, hdf5_as_run, read_npz
-from taskatlas.paths.length import Step, step_lengths
+from taskatlas.paths.length import Step, length_ratio, step_lengths
 from taskatlas.paths.pairwise import BLOCK, pieces, sample_slices
 from taskatlas.paths.progress import check_truth, cosines_of_path, nearest
 from taskatlas.paths.reindex import Regression, check_grid, find_regressions, first_passage, points_of_passage
@@ -34,7 +35,7 @@ class Trajectory:
         ids: N names of the samples, unique, kept as strings; runs are compared only where these agree.
         labels: (N,) true classes, where they are known.
         probe: digest of the probe that was predicted, where it is known.
-        note: how this path was made, where it was not recorded.
+        note: how this path was made, where it was not recorded, or what is missing of a record.
 
     Raises:
         BadInput: shapes that do not fit, a row that is no probability (the message names run, step and sample), steps
@@ -66,14 +67,17 @@ class Trajectory:
         if log_probs.dtype == np.float16:
             raise BadInput(f"run {self.name!r}: float16 is too coarse for distances. Record in float32.")
         snapshots, samples, classes = log_probs.shape
-        labels = None if self.labels is None else np.array(self.labels)
-        if labels is not None:
-            check_labels(labels, samples, classes)
+        labels = None
+        if self.labels is not None:
+            try:
+                labels = check_labels(np.array(self.labels), samples, classes).numpy()
+            except BadInput as error:
+                raise BadInput(f"run {self.name!r}: {error}") from error
         fields = {
             "log_probs": _read_only(log_probs.astype(np.float32, copy=False)),
             "steps": _read_only(_checked_steps(self.name, self.steps, snapshots)),
             "ids": _checked_ids(self.name, self.ids, samples),
-            "labels": None if labels is None else _read_only(labels.astype(np.int64)),
+            "labels": None if labels is None else _read_only(labels),
         }
         for field, value in fields.items():
             object.__setattr__(self, field, value)
@@ -293,8 +297,7 @@ class Trajectory:
 
     def tortuosity(self, length: float | None = None) -> float:
         """Length over the length of the geodesic between the ends; see ``tortuosity``. A length that is known helps."""
-        ends, length = self._distance(0, len(self) - 1), self.length() if length is None else length
-        return 1.0 if length == 0 else (length / ends if ends > 0 else float("inf"))
+        return length_ratio(self.length() if length is None else length, self._distance(0, len(self) - 1))
 
     def plot(self, ax: Any = None) -> Any:
         """Draws progress (left) and accuracy, both from 0 to 1, against steps.
@@ -327,17 +330,27 @@ class Trajectory:
                 if np.isnan(block[step, sample]).any():
                     raise BadInput(f"{where}: a log-probability is NaN. Did the run diverge?")
                 raise BadInput(
-                    f"{where}: the probabilities sum to {sums[step, sample]:.5g}. Give a log-softmax of the logits."
+                    f"{where}: the probabilities sum to {sums[step, sample]:.5g}. Give a softmax of the logits or its "
+                    "logarithm, whichever is asked for."
                 )
+
+
+def truth_of(runs: Sequence[Trajectory], truth: Truth | None = None) -> Truth | None:
+    """The truth that is given, or else the first labels that a run carries; None where there are neither."""
+    return next((run.labels for run in runs if run.labels is not None), None) if truth is None else np.asarray(truth)
 
 
 def check_same_samples(runs: Sequence[Trajectory]) -> None:
     """Refuses runs that were not recorded on the same samples in the same order, with the same classes and labels.
 
+    Samples without names of their own are all called 0, 1, 2, ...: where both probes are known, these have to agree.
+
     Raises:
         BadInput: names the two runs that differ, and how to make them comparable.
     """
     first = runs[0]
+    labelled = next((run for run in runs if run.labels is not None), first)
+    known = next((run for run in runs if run.probe is not None), first)
     for run in runs[1:]:
         if run.ids != first.ids:
             common = len(set(run.ids) & set(first.ids))
@@ -351,10 +364,15 @@ def check_same_samples(runs: Sequence[Trajectory]) -> None:
                 f"runs {first.name!r} and {run.name!r} have {first.log_probs.shape[2]} and {run.log_probs.shape[2]} "
                 "classes. Put them on one label set first, for example by imprinting."
             )
-        if first.labels is not None and run.labels is not None and (first.labels != run.labels).any():
+        if run.labels is not None and (labelled.labels != run.labels).any():
             raise BadInput(
-                f"runs {first.name!r} and {run.name!r} carry other labels for the same samples. Give both the true "
+                f"runs {labelled.name!r} and {run.name!r} carry other labels for the same samples. Give both the true "
                 "labels; what a run was trained on does not belong here."
+            )
+        if run.probe is not None and run.probe != known.probe:
+            raise BadInput(
+                f"runs {known.name!r} and {run.name!r} were recorded on different probes whose samples have the same "
+                "ids. Record both on one; if only its labels were others, Trajectory.take(ids) lets them be compared."
             )
 
 
@@ -372,7 +390,7 @@ def _checked_ids(name: str, ids: Sequence[Any], samples: int) -> tuple[str, ...]
     if len(found) != samples:
         raise BadInput(f"run {name!r}: {len(found)} ids do not fit {samples} samples. Give one id a sample.")
     if len(set(found)) != samples:
-        twice = next(sample for position, sample in enumerate(found) if sample in found[:position])
+        twice = next(sample for sample, times in Counter(found).items() if times > 1)
         raise BadInput(f"run {name!r}: two samples have the id {twice!r}. Ids name samples, so no two are alike.")
     return found
 

@@ -87,18 +87,23 @@ def read_run(path: Path) -> dict[str, Any]:
                 raise BadInput(f"{path} is no trajectory. Give a file that Trajectory.save wrote.")
             labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118 (no mapping)
             steps = file.get_tensor("steps")
+        ids = json.loads(about["ids"])
+        if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+            raise ValueError("its ids are no list of texts")
         return {
             "name": about["name"],
             "log_probs": _mapped(path, "log_probs"),
             "steps": steps,
-            "ids": json.loads(about["ids"]),
+            "ids": ids,
             "labels": labels,
             "probe": about.get("probe"),
             "note": about.get("note", ""),
         }
     except FileNotFoundError as error:
         raise BadInput(f"there is no file {path}. Is the path right?") from error
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, TypeError) as error:
+    except BadInput:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"{path} is no whole trajectory ({error}). Was its writing or copying cut short?") from error
 
 

@@ -16,7 +16,7 @@ from taskatlas.errors import BadInput
 from taskatlas.paths.compare import at_equal_progress, frechet_between, matched, mean_distances
 from taskatlas.paths.predictions import run_labels
 from taskatlas.paths.simplex import Truth
-from taskatlas.paths.trajectory import Trajectory, check_same_samples
+from taskatlas.paths.trajectory import Trajectory, check_same_samples, truth_of
 from taskatlas.store import atomic_write, digest
 
 Linkage = Literal["average", "single", "complete", "weighted"]
@@ -128,7 +128,8 @@ def task_tree(
 
     Args:
         runs: at least two tasks, on the same samples.
-        truth: labels or probabilities that progress is measured toward; the first run's labels where there are none.
+        truth: labels or probabilities that progress is measured toward; the first labels that a run carries where there
+            are none.
         method: how groups are joined: average, single, complete or weighted.
         distance: ``"progress"``: at equal progress, seeds averaged; ``"frechet"``: see ``trajectory_distance``, without
             a truth, and every run by itself.
@@ -157,7 +158,7 @@ def task_tree(
         pairs = list(itertools.combinations([seeds[0] for seeds in tasks.values()], 2))
         found = [frechet_between(first, second) for first, second in track(pairs, "comparing paths")]
     else:
-        truth = runs[0].truth(truth)
+        truth = runs[0].truth(truth_of(runs, truth))
         sides = [at_equal_progress(seeds, truth) for seeds in track(list(tasks.values()), "re-indexing by progress")]
         found = mean_distances([matched(first, second) for first, second in itertools.combinations(sides, 2)])
     return joined(list(tasks), found, method, distance)

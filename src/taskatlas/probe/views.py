@@ -51,6 +51,33 @@ def class_subset(probe: Probe, classes: Sequence[Class]) -> Probe:
     return _relabelled(probe.take(rows), new[rows], tuple(names[number] for number in chosen))
 
 
+def numbered_by_name(probe: Probe, names: Sequence[str], own: Sequence[str] | None = None) -> Probe:
+    """The samples of the classes with these names, labels numbered as the names are; some classes may have no samples.
+
+    Args:
+        probe: labelled samples.
+        names: of the classes, by their numbers.
+        own: what the probe's own numbers stand for; None: its class names, or the labels written out.
+
+    Raises:
+        BadInput: the probe has no labels, a label that ``own`` has no name for, or no sample of these classes.
+
+    Example:
+        >>> pets = Probe.from_text(["a", "b", "c"], labels=["ant", "cat", "cat"])
+        >>> numbered_by_name(pets, ["ant", "bee", "cat"]).labels
+        array([0, 2, 2])
+    """
+    labels, own = _labels(probe), class_names(probe) if own is None else own
+    if int(labels.max()) >= len(own):
+        raise BadInput(f"the label {int(labels.max())} has no name; labels run from 0 to {len(own) - 1}.")
+    place = {name: number for number, name in enumerate(names)}
+    new = np.array([place.get(name, -1) for name in own], dtype=np.int64)[labels]
+    rows = np.flatnonzero(new >= 0)
+    if not len(rows):
+        raise BadInput(f"no sample is of the classes {_some(names)}; its classes are {_some(own)}.")
+    return probe if (new == labels).all() else _relabelled(probe.take(rows), new[rows], tuple(names))
+
+
 def random_labels(probe: Probe, share: float = 1.0, *, seed: int = 0) -> Probe:
     """The same samples, a share of them with a label drawn evenly from all classes (their own is one of these).
 

@@ -66,8 +66,8 @@ def _map_section(trace: Trace, source: Path) -> Section:
         )
     if trace.saturated:
         text += (
-            f"{100 * trace.saturated:.2g} % of all pairs of models on a sample do not overlap at all, and their "
-            "distance is the floor's. "
+            f"{100 * trace.saturated:.2g} % of all pairs of models on a sample overlap by less than the floor, and "
+            "their distance is the floor's. "
         )
     text += " ".join(f"{note[:1].upper()}{note[1:]}" for note in trace.notes)
     figures = [_flat_figure(trace)]
