@@ -38,3 +38,14 @@ def test_each_part_prints_its_rows(example, images, capsys, part):
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) == 3
     assert all("±" in line and line.count("|") == 6 for line in printed)
+
+
+def test_discovered_tasks_are_scored(example, tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 250, (400, 8, 8, 3)).astype(np.uint8)
+    Probe.from_arrays(pixels).save(tmp_path / "images.parquet")
+    example.main([str(tmp_path / "images.parquet"), "--part", "discovered", "--images", "400", "--steps", "2"])
+    similarity, row = capsys.readouterr().out.splitlines()
+    assert similarity.startswith("similarity of the discovered tasks: 0.5")
+    assert row.startswith("| discovered | 4 |")
+    assert "±" in row
