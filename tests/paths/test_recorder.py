@@ -489,3 +489,40 @@ def test_lightning_callback(monkeypatch, package):
     trainer.is_global_zero, trainer.global_step = False, 9
     callback.on_train_end(trainer, net)
     assert recorder.steps == [0, 2, 4, 5]
+
+
+def trained_by_lightning(callbacks):
+    from lightning import pytorch as lightning
+
+    class Learner(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, _):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    lightning.seed_everything(0, verbose=False)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_epochs=2, callbacks=callbacks, accelerator="cpu", **quiet)
+    data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    learner = Learner()
+    trainer.fit(learner, torch.utils.data.DataLoader(data, batch_size=8, shuffle=True))
+    return learner
+
+
+def test_a_real_lightning_trainer_trains_as_without_the_recorder():
+    pytest.importorskip("lightning.pytorch", reason="the extra lightning is not installed")
+    recorder = Recorder(PROBE, schedule=every(2))
+    watched = trained_by_lightning([recorder.lightning()])
+    alone = trained_by_lightning([])
+    assert recorder.steps == [0, 2, 4, 6]
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[key]), key
+    assert np.allclose(recorder.trajectory().log_probs[-1], predict(watched, PROBE).log_probs)
