@@ -287,7 +287,7 @@ def test_election_is_that_of_ties():
     base, experts = torch.randn(50), {name: torch.randn(50) for name in "abc"}
     vectors = TaskVectors.of({"w": base}, {name: {"w": value} for name, value in experts.items()})
     parameters = ({"weight": 1.0, "density": 0.3},) * 3
-    how = {"normalize": False, "lambda": 0.5, "scope": "tensor"}
+    how = {"normalize": False, "lambda": 0.5, "scope": "tensor", "consensus_method": "sum"}
     operands = Operands("w", tuple(experts), tuple(experts.values()), base, parameters, how)
     expected = merge_tensor(METHODS["ties"], operands, torch.float32)
     torch.testing.assert_close(vectors.elected(0.3).merged(torch.full((3,), 0.5)), expected)

@@ -15,7 +15,7 @@ app = App(
     taskatlas evaluate merged.safetensors --on digits.npz --builder nets.py:mlp
     taskatlas evaluate average/ ties/ --on a.tsv b.tsv --individual experts/
     taskatlas evaluate merged/ --on a=a.npz b=b.npz --infer entropy --out scores
-    taskatlas evaluate net.safetensors --on low=low.npz high=high.npz --classes low=0-4 high=5-9
+    taskatlas evaluate net.pt --on a=a.npz b=b.npz --classes a=0-4 b=5-9
 """,
 )
 
