@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tests.cli.make import interruptible
 from tests.merge.material import merged, recipe, snapshot, tensors, write, write_models, write_recipe
 from torch import nn
 
@@ -270,7 +271,12 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(place, sent):
         "r.yml", merge_method="linear", models=[{"model": f"{n}.safetensors"} for n in "xy"], parameters=HALVES
     )
     command = [sys.executable, "-m", "taskatlas", "merge", "r.yml", "out", "--shard-size", "4MB"]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        preexec_fn=interruptible,  # noqa: PLW1509
+    )
     deadline = time.monotonic() + 60
     while len(list(Path("out").glob(".merge-*/model-*"))) < 3 and process.poll() is None:
         assert time.monotonic() < deadline
