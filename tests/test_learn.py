@@ -87,7 +87,7 @@ def test_it_learns():
     assert accuracy(learners[0], x, (y + 1) % 3) < 0.1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000), order=st.permutations(range(3)))
 def test_the_order_of_learners_does_not_matter(seed, order):
     x, y = blobs(seed=seed)

@@ -83,14 +83,14 @@ def turned(value):
 
 
 @given(VALUES, VALUES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_digests_are_equal_exactly_for_equal_values(one, other):
     assert digest(turned(one)) == digest(one)
     assert (digest(one) == digest(other)) == (canonical(one) == canonical(other))
 
 
 @given(st.lists(VALUES, max_size=4), st.lists(VALUES, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_several_values_do_not_run_together(one, other):
     assert (digest(*one) == digest(*other)) == (canonical(one) == canonical(other))
     assert digest([*one, *other]) != digest(one, other)

@@ -364,7 +364,7 @@ def test_a_corrupt_index(place, content):
         shard_index(place / "m.bin.index.json")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), name=st.sampled_from(sorted(WRITERS)))
 def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data, name):
     """Whatever byte is changed: tensors, or BadInput, and nothing else."""
