@@ -65,17 +65,19 @@ def bench_distances(models: int, samples: int, classes: int, rounds: int, rate: 
 
 
 _MEMORY_PROBE = """
-import resource, sys, numpy as np, torch
+import sys, numpy as np, torch
 from pathlib import Path
+def memory(field):  # what getrusage says is handed down from the process that started this one
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[field].split()[0])
 sys.path.insert(0, sys.argv[1])
 from paths import bhattacharyya, published_distances
 function = {"published": published_distances, "ours": bhattacharyya}[sys.argv[2]]
 probs = torch.from_numpy(np.load(sys.argv[3]))
 function(probs[:8, :64].contiguous())  # libraries, threads and their buffers are there before we measure
-fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-before = int(fields["VmRSS"].split()[0])
+before = memory("VmRSS")
 function(probs)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(memory("VmHWM") - before)
 """
 
 
