@@ -68,8 +68,7 @@ app.command("taskatlas.cli.check:app", name="check", help="Verify that a folder'
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 the work failed, 2 bad usage or bad input."""
-    gc.set_threshold(50_000)  # torch alone makes so many objects that stay, and Python looks for garbage among them:
-    atexit.register(gc.freeze)  # half a second of every command, most of it at the end
+    atexit.register(gc.freeze)  # else Python looks for garbage in all of torch before it ends: a third of a second
     try:
         app(arguments, exit_on_error=False, print_error=True)
     except CycloptsError:
