@@ -124,9 +124,32 @@ def test_what_is_inside_a_fused_attention_is_seen_in_the_graph(tmp_path):
     other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
     zipped = zip_models([network, other], data, calibration=None, groups=AxisGroups.load(tmp_path / "groups.json"))
     assert relative(run(zipped.network, data), run(network, data)) < 1e-4
-    gone = replace(heads, taps=tuple(replace(site, place="linear#99") for site in heads.taps))
+    gone = [replace(group, taps=tuple(replace(tap, place="linear#99") for tap in group.taps)) for group in groups]
     with pytest.raises(BadInput, match="no operation 'linear#99'"):
-        zip_models([network, other], data, groups=replace(groups, groups=(gone, *groups.groups[2:])))
+        zip_models([network, other], data, groups=replace(groups, groups=tuple(gone)))
+
+
+class HeadsApart(nn.Module):
+    """Attention in which a module sees queries with heads on one axis and their contents on another."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.seen, self.out = nn.Linear(12, 36), nn.Identity(), nn.Linear(12, 12)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 3, 4).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(self.seen(q), k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_heads_are_not_told_apart_where_their_contents_have_an_axis_of_their_own():
+    torch.manual_seed(0)
+    network, data = HeadsApart().eval(), torch.randn(60, 5, 12)
+    groups = AxisGroups.of(network, data[:2])
+    assert "seen:input" in {site.place for group in groups for site in group.taps}
+    other = with_weights(network, groups.permute(network.state_dict(), groups.random_permutations(3)))
+    zipped = zip_models([network, other], data, calibration=None, groups=groups)
+    assert relative(run(zipped.network, data), run(network, data)) < 1e-4
 
 
 def test_a_stream_with_a_norm_is_not_zipped_within_a_model():

@@ -125,16 +125,25 @@ def _features(network: nn.Module, batch: Example, wanted: Wanted, outer: set[str
 
 
 def _wanted(groups: AxisGroups, places: set[str]) -> Wanted:
-    """The sites to read: at telling places, and where no other group moves, as far as there are such."""
+    """The sites to read: at telling places, and where no other group moves, as far as there are such.
+
+    Units with groups within them, such as heads, are read where what is within them lies along their own axis. On an
+    axis of its own its order is another one in every unit, which no site can say.
+    """
     axes: dict[str, set[int]] = {}
+    inside: dict[str, set[tuple[str, int]]] = {}
     for group in groups:
         for site in group.taps:
             axes.setdefault(site.place, set()).add(site.axis)
+            if group.within is not None:
+                inside.setdefault(group.within[0], set()).add((site.place, site.axis))
     found: Wanted = {}
     for group in groups:
         if group.within is None:
             others = {site: tuple(sorted(axes[site.place] - {site.axis})) for site in group.taps}
-            telling = [site for site in group.taps if site.place in places] or list(group.taps)
+            within = inside.get(group.name)
+            shown = [site for site in group.taps if within is None or (site.place, site.axis) in within]
+            telling = [site for site in shown if site.place in places] or shown
             alone = [site for site in telling if not others[site]]
             found |= {(group.name, site): others[site] for site in alone or telling}
     return found
