@@ -131,6 +131,40 @@ def test_tokens_positions_and_torchs_attention(count, layerwise):
     check(runs(Sequence(block)), batch, count, layerwise, "mixing")
 
 
+class MaskedAttention(nn.Module):
+    """Torch's attention, with masks of pairs of tokens and of padded tokens."""
+
+    def __init__(self, of_pairs, padded):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
+        self.of_pairs, self.padded = of_pairs, padded
+
+    def forward(self, x):
+        of_pairs = self.of_pairs(len(x)) if self.of_pairs else None
+        padding = torch.arange(5).expand(len(x), 5) >= 4 if self.padded else None
+        found = self.attention(x, x, x, attn_mask=of_pairs, key_padding_mask=padding, need_weights=False)[0]
+        return self.head(found.mean(1))
+
+
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).triu(1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "of_pairs",
+    [
+        None,
+        lambda _: CAUSAL,
+        lambda _: torch.zeros(5, 5).masked_fill(CAUSAL, -torch.inf),
+        lambda n: torch.linspace(-2, 2, 50).view(2, 5, 5).repeat(n, 1, 1),
+    ],
+    ids=["no pairs", "true or false", "added", "one a head"],
+)
+def test_torchs_attention_with_masks(of_pairs, padded):
+    torch.manual_seed(0)
+    check(runs(MaskedAttention(of_pairs, padded)), torch.randn(7, 5, 6), 7, False, "mixing")
+
+
 def test_attention_with_samples_on_the_second_axis_goes_to_another_engine():
     class Turned(nn.Module):
         def __init__(self):

@@ -15,7 +15,7 @@ from taskatlas.tasks import Discovered, Search, Task, discover_tasks, human_task
 from taskatlas.tasks import discovery as module
 from taskatlas.tasks.encoder import TaskEncoder
 from taskatlas.tasks.portrait import coverage, portray, surest
-from taskatlas.tasks.samples import hold_out
+from taskatlas.tasks.samples import as_numbers, hold_out
 from taskatlas.tasks.sequential import discover_in_turn
 
 QUICK = Search(steps=3, batch_size=32, asked=32, inner_steps=4, truncate=None)
@@ -292,6 +292,16 @@ def test_an_encoder_that_has_drifted_is_balanced_on_each_batch_and_where_it_sett
     assert network.weight.grad.abs().max() > 1e-3
     encoder.settle(x)
     torch.testing.assert_close(encoder(x), start, atol=1e-3, rtol=0)
+
+
+def test_labels_are_those_of_an_encoder_centred_on_what_the_search_saw(blobs):
+    data = blobs(200)
+    found = find(data)
+    numbers = as_numbers(data)
+    seen = [row for row, name in enumerate(numbers.ids) if name not in found.held_out]
+    outputs = found.encoder.network(torch.from_numpy(np.asarray(numbers.inputs)[seen]).float()).detach()
+    torch.testing.assert_close(found.encoder.mean, outputs.mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.encoder.scale, outputs.std(0), atol=1e-4, rtol=1e-4)
 
 
 # What a task is

@@ -74,12 +74,7 @@ class _Joining:
         self.budgets = [budget] * n_models
         self.closed = 0 if budget else (1 << n_models) - 1  # as bits, the models that may not be joined within
         self.row, self.shrunk = np.empty(features, dtype), np.empty(features, dtype)
-        self.partners = np.concatenate(
-            [
-                (rows + owned if self.closed else rows).argmax(axis=1)
-                for rows, owned in zip(np.split(correlation, n_models), self.owned, strict=True)
-            ]
-        )
+        self.partners = correlation.argmax(axis=1)  # allowed or not: these are bounds
         self.bounds = correlation[self.first_member, self.partners]
 
     def best_pair(self) -> tuple[int, int]:

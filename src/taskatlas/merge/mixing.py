@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.exporting import slow_attention
 from taskatlas.merge.low_rank import LowRankVectors, Vectors
 from taskatlas.merge.task_vectors import TaskVectors
 
@@ -170,10 +171,8 @@ def mixed(network: nn.Module, mixing: Mixing) -> Iterator[None]:
     Raises:
         CannotMix: in a pass, where a module's input does not say which sample is which.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it would read weights behind the modules' backs
     with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        stack.enter_context(slow_attention())  # the fast one would read weights behind the modules' backs
         for name, module in mixable(network, mixing.vectors).items():
             stack.enter_context(_forward(module, _mixed_forward(name, module, mixing)))
         yield

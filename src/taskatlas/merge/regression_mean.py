@@ -10,8 +10,7 @@ linear layer on patches.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.aligned import Aligned
+from taskatlas.merge.exporting import slow_attention
 from taskatlas.merge.opening import open_as_saved
 from taskatlas.merge.state import Model
 from taskatlas.merge.unlabelled import Batch, Unlabelled, call, network_inputs
@@ -159,7 +159,7 @@ def layer_inputs(module: nn.Module, batches: Iterable[Batch], *, who: str = "the
     ]
     seen = False
     try:
-        with quiet(module), _every_layer_called():
+        with quiet(module), slow_attention():
             for batch in track(batches, who):
                 inputs = network_inputs(batch, module)
                 mask = inputs.get("attention_mask")
@@ -307,17 +307,6 @@ class _Watcher:
             rows = _tokens(x, self._mask)
             self._latest = (x, rows.T @ rows, len(rows))
         return self._latest[1:]
-
-
-@contextmanager
-def _every_layer_called() -> Iterator[None]:
-    """Torch's transformer layers have a short cut for evaluation that calls none of the layers within."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _tokens(x: Tensor, mask: Tensor | None) -> Tensor:
