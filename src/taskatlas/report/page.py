@@ -20,7 +20,7 @@ p.lead, figcaption, footer { color: var(--quiet); }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 2px solid var(--line); } td { border-bottom: 1px solid var(--line); }
 th, td { padding: .3rem .8rem .3rem 0; }
-td { overflow-wrap: anywhere; } td.number { white-space: nowrap; } td.number, th.number { text-align: right; }
+td { overflow-wrap: break-word; } td.number { white-space: nowrap; } td.number, th.number { text-align: right; }
 .number + :not(.number) { padding-left: 1.6rem; }
 figure { margin: 1rem 0; overflow-x: auto; } figure > div { min-width: 760px; } code { font-size: .9em; }
 nav a { margin-right: 1.2rem; color: var(--accent); }
