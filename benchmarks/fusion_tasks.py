@@ -1,4 +1,4 @@
-"""The tasks and networks that ``fusion_suite.py`` compares merging methods on: five kinds of short texts, one encoder.
+"""The tasks and networks that ``fusion_suite.py`` compares merging methods on; here five kinds of short texts.
 
 Data and encoder do not come with this project: a folder with TASK.tsv (columns split, label, text) for each task, and
 all-MiniLM-L6-v2, of which the first two layers are the base, and the first four that of the family to which
@@ -38,20 +38,26 @@ class Suite:
             hypernetworks are transferred.
         prepare: raw samples -> what every network takes.
         extractor: of features.
+        corrupt: a probe -> the same samples, worse.
+        tuning: of experts: AdamW, the rate falling to zero; first of the head alone.
+        adaptation: of coefficients: Adam.
     """
 
     tasks: Mapping[str, Mapping[str, ta.Probe]]
     families: Mapping[str, Callable[[int], nn.Module]]
     prepare: Callable[[list[Any]], Any]
     extractor: ta.Extractor
+    corrupt: Callable[[ta.Probe], ta.Probe]
+    tuning: Mapping[str, float]
+    adaptation: Mapping[str, float]
 
     def classes(self, task: str) -> int:
         """The number of classes."""
         return int(self.tasks[task]["train"].labels.max()) + 1
 
 
-def read_suite(texts: Path, encoder: Path | None, quick: bool) -> Suite:
-    """The suite; ``encoder`` is MiniLM's folder, or None for that of the installed package."""
+def read_text_suite(texts: Path, encoder: Path | None, quick: bool) -> Suite:
+    """The suite of texts; ``encoder`` is MiniLM's folder, or None for that of the installed package."""
     from transformers import AutoTokenizer
 
     encoder = encoder or installed_encoder()
@@ -67,6 +73,9 @@ def read_suite(texts: Path, encoder: Path | None, quick: bool) -> Suite:
         families={f"minilm-{layers}": partial(classifier, encoder, layers) for layers in LAYERS},
         prepare=prepare,
         extractor=ta.Extractor.of(encoder),
+        corrupt=with_typos,
+        tuning={"head_steps": 0, "steps": 120, "rate": 7e-4, "head_rate": 1e-3, "batch": 16},
+        adaptation={"steps": 50, "batch": 8, "adamerging_rate": 2e-2, "rate": 1e-3},
     )
 
 
