@@ -10,7 +10,7 @@ from torch import nn
 
 from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.learn import IGNORED, accuracy, mlp, small_cnn, train
-from taskatlas.learn.stacked import _alike, _runnable
+from taskatlas.learn.stacked import _alike, _is_plain, _runnable, _stacked
 
 
 def blobs(n=60, d=5, classes=3, seed=0):
@@ -59,6 +59,85 @@ def test_stacked_learners_end_where_each_would_have_ended_alone(make, reshape):
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(losses_alone), rtol=1e-4, atol=1e-5)
     for together, single in zip(learners, alone, strict=True):
         torch.testing.assert_close(parameters(together), parameters(single), rtol=1e-3, atol=1e-4)
+
+
+def tied():
+    net = mlp(6, (6, 6), 6)
+    net[2].weight = net[0].weight
+    return net
+
+
+def once_more():
+    layer, relu = nn.Linear(6, 6), nn.ReLU()
+    return nn.Sequential(layer, relu, layer, relu, nn.Linear(6, 3))
+
+
+def partly_frozen():
+    net = mlp(6, (6,), 3)
+    net[0].requires_grad_(False)
+    return net
+
+
+PLAIN = {
+    "mlp": lambda: mlp(6, (8, 8), 3),
+    "flattened": lambda: nn.Sequential(nn.Flatten(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 3)),
+    "nested, without biases": lambda: nn.Sequential(
+        nn.Sequential(nn.Linear(6, 8, bias=False), nn.GELU()), nn.Sequential(nn.SiLU(), nn.Linear(8, 3))
+    ),
+    "tied": tied,
+    "a layer twice": once_more,
+    "partly frozen": partly_frozen,
+    "one layer": lambda: nn.Linear(6, 3),
+}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("rest", [(), (4,)], ids=["vectors", "tokens"])
+@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
+def test_plain_layers_are_stacked_to_the_same_outputs_and_gradients(make, rest, apart):
+    if make is PLAIN["flattened"]:
+        rest = (4,)
+    learners = [seeded(make, seed) for seed in range(3)]
+    x = torch.randn(3, 7, *rest, 6, generator=torch.Generator().manual_seed(0))
+    own = x if apart else x[:1].expand_as(x)
+    assert _is_plain(learners[0])
+    stack, forward = _stacked(learners, apart)
+    found = forward(x if apart else x[0])
+    found.square().sum().backward()
+    for position, (learner, mine) in enumerate(zip(learners, own, strict=True)):
+        alone = learner(mine)
+        alone.square().sum().backward()
+        torch.testing.assert_close(found[position], alone)
+        for name, parameter in learner.named_parameters():
+            assert (stack[name].grad is None) == (parameter.grad is None)
+            if parameter.grad is not None:
+                torch.testing.assert_close(stack[name].grad[position], parameter.grad, rtol=1e-5, atol=1e-5)
+
+
+def hooked():
+    net = mlp(6, (8,), 3)
+    net[0].register_forward_hook(lambda module, given, found: 2 * found)
+    return net
+
+
+class Twice(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        hooked,
+        lambda: nn.Sequential(Twice(6, 3)),
+        lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)),
+        lambda: nn.Sequential(nn.Flatten(2), nn.Linear(6, 3)),
+        lambda: nn.Sequential(nn.Linear(6, 3), nn.Softmax(0)),
+    ],
+    ids=["hook", "subclass", "dropout", "flattened otherwise", "over samples"],
+)
+def test_other_networks_are_not_taken_for_plain_layers(make):
+    assert not _is_plain(make())
 
 
 def test_a_single_learner_follows_a_straightforward_loop():

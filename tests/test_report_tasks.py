@@ -8,7 +8,7 @@ import pytest
 from taskatlas.errors import BadInput
 from taskatlas.probe import Probe
 from taskatlas.report import write_report
-from taskatlas.tasks import Agreement, Damage, Discovered, Fall, Null, Portrait, Split, Step, Task
+from taskatlas.tasks import Agreement, Damage, Discovered, Easier, Fall, Null, Portrait, Split, Step, Task
 from taskatlas.tasks.files import write_agreements, write_discovered, write_splits
 
 NAME = "<b>bright</b>"
@@ -38,9 +38,9 @@ def folder(tmp_path, data):
     write_discovered(found, tmp_path, data=data, portraits=portraits)
     write_agreements(scores, tmp_path, data=data, settings={}, seed=0)
     fall = Fall(0.3125, (0.3, 0.33), (0.3, 0.325), 1.0, None, 20, 20)
-    damage = Damage(
-        "odd by bright", NAME, "as given", fall, {"random split": Fall(0.9, (0.8, 1.0), (0.9,), 1.0, None, 20, 20)}
-    )
+    controls = {"random split": Fall(0.9, (0.8, 1.0), (0.9,), 1.0, None, 20, 20)}
+    easier = Easier(0.625, 0.95, {"random": 0.55, "untrained": 0.75})
+    damage = Damage("odd by bright", NAME, "as given", fall, controls, easier)
     split = Split("odd by bright", data.ids, np.arange(40) % 2, np.arange(40) // 20)
     write_splits([(split, damage)], tmp_path, data=data, settings={}, seed=0)
     return tmp_path
@@ -53,9 +53,22 @@ def test_the_page_shows_every_result(folder):
     assert "0.938" in text
     assert "brings a network to 0.312 on its test part" in text
     assert "leaves 0.900" in text
+    assert "is the target in 62.5 % of the samples (similarity)" in text
+    assert "agree about 95.0 % of unseen ones (agreement), a lift of +0.200 over the highest null." in text
     assert "mean 0.80" in text
     assert "data:image\\u002fpng;base64" in text
     assert NAME not in text
+
+
+def test_the_page_says_of_the_easier_task_what_is_known(folder, data):
+    fall = Fall(0.3, (0.3, 0.3), (0.3,), 1.0, None, 20, 20)
+    split = Split("odd by bright", data.ids, np.arange(40) % 2, np.arange(40) // 20)
+    for easier, said in ((Easier(0.75), "(similarity)."), (Easier(), "label was changed.")):
+        damage = Damage(split.name, "bright", "as given", fall, {}, easier)
+        write_splits([(split, damage)], folder, data=data, settings={}, seed=0)
+        text = write_report(folder).read_text()
+        assert said in text
+        assert "unseen ones" not in text
 
 
 def test_a_folder_without_tasks_has_no_such_sections(tmp_path):

@@ -13,7 +13,17 @@ from PIL import Image
 
 from taskatlas.probe import Probe
 from taskatlas.store import load_receipts
-from taskatlas.tasks import Discovered, Split, Task, adversarial_split, human_tasks, jobs, write_tasks
+from taskatlas.tasks import (
+    Discovered,
+    Split,
+    Task,
+    adversarial_split,
+    class_group_task,
+    human_tasks,
+    jobs,
+    similarity,
+    write_tasks,
+)
 from taskatlas.tasks.files import read_agreements, read_damage
 
 TRAINED = ("--epochs", 10, "--batch-size", 16, "--learning-rate", 0.01)
@@ -63,7 +73,7 @@ def test_agree_scores_and_writes(run, run_json, place):
 
 
 def test_agree_fits_into_eighty_columns(run, place):
-    told = run(*AGREE)
+    told = run(*(2 if argument == 1 else argument for argument in AGREE))  # two null tasks, for an interval
     assert told.code == 0
     assert max(map(len, told.out.splitlines())) <= 80
     row = next(line for line in told.out.splitlines() if line.startswith("0+1"))
@@ -137,6 +147,28 @@ def test_split_ranks_and_writes(run, run_json, place):
     assert Split.load("broken/splits/01.csv").digest == worst.digest
     assert read_damage(Path("broken"))[0].found.accuracy == accuracies[0]
     assert run("check", "broken").code == 0
+
+
+@pytest.mark.parametrize("repeats", [0, 1])
+def test_a_split_by_discovered_tasks_tells_their_scores(run, run_json, place, repeats):
+    atlas = run_json(*DISCOVER)["tasks"]
+    asked = ("split", "data.npz", "--tasks", "found", "--target", "0,1", "--repeats", repeats, *TRAINED)
+    found = run_json(*asked, "--out", "broken")["splits"]
+    target = class_group_task(Probe.open("data.npz"), [0, 1])
+    tasks = {task.name: task for task in Discovered.load("found")}
+    for row in found:
+        assert row["similarity"] == similarity(target, tasks[row["task"]])
+        assert row["agreement"] == atlas[row["task"]]["agreement"]
+        assert row["lift"] == pytest.approx(min(atlas[row["task"]]["lift"].values()))
+        assert set(row["nulls"]) == {"random", "untrained"}
+    assert str((place / "found/agreement.json").resolve()) in load_receipts(Path("broken"))[0].sources
+    told = run(*asked, "--out", "again").out
+    assert max(map(len, told.splitlines())) <= 80
+    assert {"like", "agree", "lift"} <= set(told.split())
+    Path("found/agreement.json").unlink()
+    unknown = run_json(*asked, "--out", "third")["splits"]
+    assert [(row["similarity"], row["agreement"]) for row in unknown] == [(row["similarity"], None) for row in found]
+    assert "agree" not in run(*asked, "--out", "fourth").out
 
 
 def test_scores_on_samples_that_a_search_saw_are_told(run, place):

@@ -11,7 +11,7 @@ from torch import nn
 from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.learn import mlp
 from taskatlas.probe import Features, Probe
-from taskatlas.tasks import Discovered, Search, Task, discover_tasks, human_tasks, similarity_matrix
+from taskatlas.tasks import Discovered, Search, Task, discover_tasks, human_tasks, similarity, similarity_matrix
 from taskatlas.tasks import discovery as module
 from taskatlas.tasks.encoder import TaskEncoder
 from taskatlas.tasks.portrait import coverage, portray, surest
@@ -160,6 +160,21 @@ def test_the_sequential_route_keeps_unlike_tasks(blobs):
         discover_in_turn(blobs(160), small, bound=0.5)
     with pytest.raises(BadInput, match="0 tasks cannot be found"):
         discover_in_turn(blobs(160), small, n_tasks=0)
+
+
+def test_the_sequential_route_does_not_find_known_tasks_again(blobs):
+    data = blobs(160)
+    search = Search(
+        steps=8, batch_size=48, asked=32, inner_steps=6, inner_rate=0.5, learning_rate=0.01, coefficient=2.0
+    )
+    first = discover_in_turn(data, small, n_tasks=1, bound=0.75, search=search)
+    known = first[0].among(data.ids[::-1])
+    found = discover_in_turn(data, small, n_tasks=1, known=[known], bound=0.75, search=search)
+    assert len(found) == 1
+    assert similarity(found[0], first[0]) <= 0.75
+    other = Task("other", np.arange(160) % 2, tuple(f"x{i}" for i in range(160)))
+    with pytest.raises(BadInput, match="'other' has no label"):
+        discover_in_turn(data, small, known=[other], search=search)
 
 
 def test_a_tasks_width_on_the_sequential_route_is_what_is_said(blobs):

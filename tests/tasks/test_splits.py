@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from taskatlas.errors import BadInput
 from taskatlas.learn import mlp
 from taskatlas.probe import Probe
 from taskatlas.tasks import (
+    Agreement,
+    Easier,
+    Null,
     Split,
     Task,
     Training,
@@ -30,11 +34,12 @@ from taskatlas.tasks import (
     rank_splits,
     read_class_groups,
     read_published_splits,
+    similarity,
     task_sets,
     untrained_split,
 )
 from taskatlas.tasks.adversarial import adversarial_splits
-from taskatlas.tasks.damage import load_damage, save_damage
+from taskatlas.tasks.damage import easier_task, load_damage, save_damage
 from taskatlas.tasks.samples import as_numbers
 from taskatlas.tasks.split import RESERVED, TEST, TRAIN, UNUSED, as_task
 
@@ -385,6 +390,33 @@ def test_a_network_falls_where_an_easier_task_agrees():
     assert low <= damage.found.accuracy <= high
 
 
+def scored(task, agreement, **nulls):
+    beside = {name: Null(value, (value, value), (value,)) for name, value in nulls.items()}
+    return Agreement(task.name, agreement, (0.0, 1.0), 0.9, 0.9, 1.0, (0.5, 0.5), (agreement,), beside)
+
+
+def test_an_audit_says_how_like_the_target_a_task_is_and_how_easy():
+    data, target, loud = shortcut(120)
+    chance = random_tasks(data, 1)[0].among(data.ids)
+    scores = [scored(loud, 0.95, random=0.55, untrained=0.75), scored(target, 0.1)]
+    ranked = rank_splits(
+        target, [chance, loud.complement()], small, data, seeds=1, training=QUICK, controlled=0, scores=scores
+    )
+    found = {damage.task: damage.easier for _, damage in ranked}
+    share = float((loud.labels == target.labels).mean())
+    assert found[chance.name].similarity == similarity(target, chance)
+    assert np.isnan(found[chance.name].agreement)
+    assert found[loud.complement().name].similarity == max(share, 1 - share)
+    known = easier_task(target, loud, scores[0])
+    assert known == Easier(max(share, 1 - share), 0.95, {"random": 0.55, "untrained": 0.75})
+    assert known.lift == pytest.approx(0.2)
+    assert np.isnan(easier_task(target, loud, scored(loud, 0.95)).lift)
+    assert [
+        damage.easier
+        for _, damage in rank_splits(target, [loud], small, data, seeds=1, training=QUICK, controlled=0, scores=scores)
+    ] == [known]
+
+
 def test_measuring_depends_on_neither_order_nor_engine(tmp_path):
     data, target, loud = shortcut(120)
     split = adversarial_split(target, loud)
@@ -452,6 +484,9 @@ def test_damage_comes_back_from_its_file(tmp_path):
     save_damage(tmp_path / "d.json", [damage for _, damage in ranked])
     back = load_damage(tmp_path / "d.json")[0]
     assert (back.split, back.found.values, back.controls) == (ranked[0][1].split, ranked[0][1].found.values, {})
+    known = replace(ranked[0][1], easier=Easier(0.75, 0.9, {"random": 0.6}))
+    save_damage(tmp_path / "d.json", [known])
+    assert load_damage(tmp_path / "d.json")[0].easier == known.easier
     (tmp_path / "d.json").write_text('{"splits": [{}]}')
     with pytest.raises(BadInput, match="holds no measured splits"):
         load_damage(tmp_path / "d.json")

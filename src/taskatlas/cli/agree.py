@@ -1,6 +1,5 @@
 """``taskatlas agree``."""
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,18 @@ from typing import Any, Literal
 
 from cyclopts import App
 
-from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, split_names, table, warn
+from taskatlas.cli.options import (
+    DEFAULTS,
+    Common,
+    NotNegative,
+    Positive,
+    counted,
+    emit,
+    split_names,
+    table,
+    warn,
+    with_reach,
+)
 
 app = App(
     name="agree",
@@ -160,16 +170,12 @@ def _shown(scores: Sequence[Any]) -> tuple[list[str], list[list[Any]]]:
     for one in sorted(scores, key=lambda score: -score.agreement):
         low, high = one.interval
         reach = max(high - one.agreement, one.agreement - low)
-        row = [one.task, _with_reach(f"{one.agreement:.3f}", reach), one.accuracy, one.fit]
+        row = [one.task, with_reach(f"{one.agreement:.3f}", reach), one.accuracy, one.fit]
         for name in nulls:
             lift, end, _ = one.lift[name]
-            row.append(_with_reach(f"{lift:+.3f}", lift - end))
+            row.append(with_reach(f"{lift:+.3f}", lift - end))
         rows.append(row)
     return ["task", "agreement", "accuracy", "fit", *(f"lift over {name}" for name in nulls)], rows
-
-
-def _with_reach(value: str, reach: float) -> str:
-    return value if math.isnan(reach) else f"{value} ± {reach:.3f}"
 
 
 def _unique(columns: list[str]) -> list[str]:

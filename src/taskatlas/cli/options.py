@@ -88,6 +88,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def with_reach(value: str, reach: float) -> str:
+    """A number and how far its interval reaches; the number alone where that is not known.
+
+    Example:
+        >>> with_reach("0.912", 0.004), with_reach("0.912", math.nan)
+        ('0.912 ± 0.004', '0.912')
+    """
+    return value if math.isnan(reach) else f"{value} ± {reach:.3f}"
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "–"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
 
-from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, table, warn
+from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, table, warn, with_reach
 
 if TYPE_CHECKING:
     from taskatlas.tasks import Damage, Split
@@ -48,9 +48,10 @@ def split_data(
 ) -> None:
     """Make train/test splits that break a network, ranked by what they do, with their controls.
 
-    A split trains where an easier task agrees with the target and tests where it does not. Writes into --out (default:
-    splits): splits/01.npz (the worst) and on with their controls, .csv, group_DRO's image_id,partition, manifest.json,
-    and where networks were trained splits.json, .csv and .png.
+    A split trains where an easier task agrees with the target and tests where it does not. Beside it stand how like the
+    target the task is and, where its folder has them, the task's agreement score and its lift over the highest null.
+    Writes into --out (default: splits): splits/01.npz (the worst) and on with their controls, .csv, group_DRO's
+    image_id,partition, manifest.json, and where networks were trained splits.json, .csv and .png.
 
     Args:
         data: Samples: a folder of images, .parquet, .npz, .csv, or hf:NAME:SPLIT. A table has a column text, or columns
@@ -76,10 +77,10 @@ def split_data(
     from taskatlas.probe import Probe
     from taskatlas.probe.forward import chosen_device
     from taskatlas.tasks.adversarial import adversarial_splits, controls
-    from taskatlas.tasks.agreement import Training
-    from taskatlas.tasks.damage import rank_splits
+    from taskatlas.tasks.agreement import Training, load_agreements
+    from taskatlas.tasks.damage import easier_task, rank_splits
     from taskatlas.tasks.files import write_splits
-    from taskatlas.tasks.opening import files_of, open_halves, open_target, open_tasks
+    from taskatlas.tasks.opening import files_of, open_halves, open_target, open_tasks, scores_of
     from taskatlas.tasks.task import Task
 
     started = time.perf_counter()
@@ -89,6 +90,8 @@ def split_data(
     looking: dict[str, Any] = {"size": size, "seed": common.seed, "device": chosen_device(common.device)}
     halves = open_halves(tasks, wanted, learner, probe, labels=labels, reserve=reserve, **looking)
     easier = open_tasks(tasks, probe, learner, **looking) if halves is None else halves
+    known = scores_of(tasks)
+    scores = [] if known is None else load_agreements(known)
     repeats = (0 if halves else 3) if repeats is None else repeats
     making: dict[str, Any] = {
         "labels": labels,
@@ -99,6 +102,8 @@ def split_data(
         "seed": common.seed,
     }
     made, refused = adversarial_splits(wanted, easier, **making)
+    named = {score.task: score for score in scores}
+    easy = {split.name: easier_task(wanted, task, named.get(task.name)) for task, split in made}
     for reason in refused:
         warn(f"left out: {reason}")
     ranked: Sequence[tuple[Split, Damage | None]]
@@ -110,6 +115,7 @@ def split_data(
             probe,
             **making,
             controlled=controlled,
+            scores=scores,
             seeds=repeats,
             training=Training(epochs, batch_size, learning_rate),
             size=size,
@@ -146,51 +152,46 @@ def split_data(
         settings=settings,
         seed=common.seed,
         started=started,
-        sources=[Path(data), *files_of(tasks, target, learner)],
+        sources=[Path(data), *files_of(tasks, target, learner), *([] if known is None else [known])],
     )
     document = {
         "out": out,
         "target": wanted.name,
         "learn": learn,
-        "splits": [_document(split, damage) for split, damage in ranked],
+        "splits": [_document(split, damage, easy[split.name]) for split, damage in ranked],
         "seconds": time.perf_counter() - started,
     }
     title = f"{counted(len(ranked), 'split')} of {wanted.name}"
-    columns = ["task", "train", "test", "reserved"]
+    columns = ["task", "like", *(["agree", "lift"] if scores else [])]
     if repeats:
         title += ", the most damaging first; accuracy on the test part"
-        columns = [
-            "task",
-            "like",
-            "accuracy",
-            "low",
-            "high",
-            "random split",
-            "random task",
-            "reserved",
-            "train",
-            "test",
-        ]
+        columns += ["accuracy", "random split", "random task", "reserved"]
+    columns += ["train", "test"] if repeats else ["train", "test", "reserved"]
     wrote = "splits.csv, splits.png, manifest.json, splits/" if repeats else "manifest.json, splits/"
-    rows = [_row(split, damage) for split, damage in ranked]
+    rows = [_row(split, damage, easy[split.name], scored=bool(scores)) for split, damage in ranked]
     emit(common, document, [table(title, columns, rows), f"wrote {out}: {wrote}"])
 
 
-def _document(split: Any, damage: Any) -> dict[str, Any]:
-    from taskatlas.tasks.damage import damage_row
+def _document(split: Any, damage: Any, easy: Any) -> dict[str, Any]:
+    from taskatlas.tasks.damage import damage_row, easier_row
 
     if damage is not None:
         return damage_row(damage)
     sizes = {"train": len(split.train), "test": len(split.test), "reserved": len(split.reserved)}
-    return {"split": split.name, "task": split.how["task"], "polarity": split.how["polarity"], **sizes}
+    named = {"split": split.name, "task": split.how["task"], "polarity": split.how["polarity"]}
+    return named | easier_row(easy) | sizes
 
 
-def _row(split: Any, damage: Any) -> list[Any]:
+def _row(split: Any, damage: Any, easy: Any, *, scored: bool) -> list[Any]:
+    from taskatlas.tasks.damage import easier_row
+
     called = split.how["task"] if split.how["polarity"] == "as given" else f"not {split.how['task']}"
+    said = easier_row(easy)
+    row = [called, *(said[name] for name in ("similarity", *(["agreement", "lift"] if scored else [])))]
     if damage is None:
-        return [called, len(split.train), len(split.test), len(split.reserved)]
+        return [*row, len(split.train), len(split.test), len(split.reserved)]
     found, controls = damage.found, damage.controls
     beside = [controls[name].accuracy if name in controls else None for name in ("random split", "random task")]
     low, high = found.interval
-    ends = [low, high] if len(found.values) > 1 else [None, None]
-    return [called, damage.similarity, found.accuracy, *ends, *beside, found.reserved, found.train, found.test]
+    accuracy = with_reach(f"{found.accuracy:.3f}", max(high - found.accuracy, found.accuracy - low))
+    return [*row, accuracy, *beside, found.reserved, found.train, found.test]

@@ -17,6 +17,7 @@ from taskatlas.probe.quiet import quiet
 
 IGNORED = -100  # a target that counts for nothing, as in torch's cross-entropy
 _EVALUATED = 1024  # samples a pass where nothing is trained
+_POINTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
 
 
 def train(
@@ -35,10 +36,11 @@ def train(
 ) -> list[float]:
     """Trains classifiers in place with AdamW and cross-entropy, by default all on the same batches in the same order.
 
-    Learners of one structure that have neither buffers nor batch statistics nor recurrent layers train stacked, in one
-    pass of ``torch.func.vmap``; the others, and those that vmap cannot run, in turn. Either way a learner ends where it
-    would have ended alone, up to rounding (and but for dropout, whose masks differ). The order of the batches follows
-    ``seed``, and so does dropout; torch's own random state and the modes of the networks stay as they are.
+    Learners of one structure that have neither buffers nor batch statistics nor recurrent layers train stacked: plain
+    linear layers in one product each, all else in one pass of ``torch.func.vmap``. The others, and those that vmap
+    cannot run, train in turn. Either way a learner ends where it would have ended alone, up to rounding (and but for
+    dropout, whose masks differ). The order of the batches follows ``seed``, and so does dropout; torch's own random
+    state and the modes of the networks stay as they are.
 
     Args:
         modules: networks that map (batch, ...) to (batch, classes), on the device of ``inputs``.
@@ -232,12 +234,60 @@ def _stacked(learners: list[nn.Module], apart: bool) -> tuple[dict[str, Tensor],
     It takes (batch, ...) to (learners, batch, classes); or, where each has its own, (learners, batch, ...).
     """
     parameters, _ = stack_module_state(learners)
+    if _is_plain(learners[0]):
+        own = {id(one): parameters[name] for name, one in learners[0].named_parameters()}
+        steps = [_for_each(layer, own) for layer in _in_order(learners[0])]
+        return parameters, lambda x: _in_turn(steps, x if apart else x.expand(len(learners), *x.shape))
 
     def one(own: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(learners[0], own, (x,))
 
     run = vmap(one, in_dims=(0, 0 if apart else None), randomness="different")
     return parameters, lambda x: run(parameters, x)
+
+
+def _is_plain(network: nn.Module) -> bool:
+    """Whether a network is a sequence of linear layers and functions of single numbers, with nothing hooked to it.
+
+    For such small ones vmap's bookkeeping takes longer than the arithmetic.
+    """
+    layers = list(_in_order(network))
+    hooked = any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        for part in network.modules()
+    )
+    flattened = all((part.start_dim, part.end_dim) == (1, -1) for part in layers if isinstance(part, nn.Flatten))
+    return not hooked and flattened and all(type(part) in (nn.Linear, nn.Flatten, *_POINTWISE) for part in layers)
+
+
+def _in_order(network: nn.Module) -> Iterator[nn.Module]:
+    """What sequences within sequences run, in order."""
+    if type(network) is nn.Sequential:
+        for part in network:
+            yield from _in_order(part)
+    else:
+        yield network
+
+
+def _for_each(layer: nn.Module, own: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
+    """A layer of all learners: (learners, batch, ...) to the same; its parameters are found by those of the first."""
+    if isinstance(layer, nn.Flatten):
+        return lambda x: x.flatten(2)
+    if not isinstance(layer, nn.Linear):
+        return layer
+    weight, bias = own[id(layer.weight)], None if layer.bias is None else own[id(layer.bias)]
+
+    def linear(x: Tensor) -> Tensor:
+        product = torch.bmm(x.flatten(1, -2), weight.mT)
+        return (product if bias is None else product + bias[:, None]).view(*x.shape[:-1], -1)
+
+    return linear
+
+
+def _in_turn(steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    for step in steps:
+        x = step(x)
+    return x
 
 
 def _as_one(parameters: dict[str, Tensor]) -> list[Tensor]:

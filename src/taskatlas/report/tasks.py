@@ -229,8 +229,21 @@ def _damage_section(ranked: Sequence[Damage], source: Path) -> Section:
     text = f"The worst of {len(ranked)} splits brings a network to {worst.found.accuracy:.3f} on its test part"
     if "random split" in worst.controls:
         text += f", where a random split of the same size leaves {worst.controls['random split'].accuracy:.3f}"
-    columns, rows = damage_table(ranked)
-    return Section("Splits", f"{text}. No sample and no label was changed.", [figure], columns, rows, source)
+    text += f". No sample and no label was changed. {_said_of_easier(worst)}"
+    return Section("Splits", text, [figure], *damage_table(ranked), source)
+
+
+def _said_of_easier(one: Damage) -> str:
+    """How like the target the task of a split is, and how well networks agree about it, as far as that is known."""
+    easy = one.easier
+    if np.isnan(easy.similarity):
+        return ""
+    said = f"Up to polarity, its task is the target in {100 * easy.similarity:.1f} % of the samples (similarity)"
+    if not np.isnan(easy.agreement):
+        said += f"; networks trained on that task agree about {100 * easy.agreement:.1f} % of unseen ones (agreement)"
+    if not np.isnan(easy.lift):
+        said += f", a lift of {easy.lift:+.3f} over the highest null"
+    return f"{said}."
 
 
 def _ends(points: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from taskatlas.tasks.adversarial import adversarial_split, controls, group_target, untrained_split
 from taskatlas.tasks.agreement import Agreement, Null, Training, agreement_score, agreement_scores
-from taskatlas.tasks.damage import Damage, Fall, measure_splits, rank_splits
+from taskatlas.tasks.damage import Damage, Easier, Fall, measure_splits, rank_splits
 from taskatlas.tasks.discovery import Discovered, Search, Step, discover_tasks
 from taskatlas.tasks.metadata import sample_metadata
 from taskatlas.tasks.portrait import Portrait, coverage, portray
@@ -17,6 +17,7 @@ __all__ = [
     "Agreement",
     "Damage",
     "Discovered",
+    "Easier",
     "Fall",
     "Null",
     "Portrait",

@@ -63,9 +63,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Null:
-    """Agreement on tasks of the same class rates that mean nothing, or that a network knows before it learns."""
+    """Agreement on tasks of the same class rates that mean nothing, or that a network knows before it learns.
 
-    agreement: float  # mean over tasks and repeats
+    Attributes:
+        agreement: mean over tasks and repeats.
+        interval: 95 % interval of it over tasks (Student's t); (NaN, NaN) for a single one.
+        values: of each task, a mean over repeats.
+    """
+
+    agreement: float
     interval: tuple[float, float]
     values: tuple[float, ...]
 
@@ -109,7 +115,11 @@ class Agreement:
 
     @property
     def lift(self) -> dict[str, tuple[float, float, float]]:
-        """How far the agreement is above each null, with the ends of a 95 % interval (Welch's)."""
+        """How far the agreement is above each null, with the ends of a 95 % interval.
+
+        It is Welch's, of the task's repeats against the means of the null's tasks, and so says how far another draw of
+        null tasks could bring the lift. It takes two of each: the ends are NaN for a single repeat or null task.
+        """
         return {name: _difference(self.values, null.values) for name, null in self.nulls.items()}
 
     @property
@@ -240,7 +250,7 @@ def agreement_scores(
     found = dict(zip([id(task) for task in [*tasks, *extra]], measured, strict=True))
     null_scores = {
         rate: {
-            name: _null(np.concatenate([found[id(one)][:, 0] for one in several])) for name, several in family.items()
+            name: _null(np.array([found[id(one)][:, 0].mean() for one in several])) for name, several in family.items()
         }
         for rate, family in families.items()
     }
@@ -431,7 +441,7 @@ def _null_tasks(
     }
 
 
-def _null(values: Float[np.ndarray, " values"]) -> Null:
+def _null(values: Float[np.ndarray, " tasks"]) -> Null:
     return Null(float(values.mean()), mean_interval(values), tuple(values.tolist()))
 
 

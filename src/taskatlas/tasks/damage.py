@@ -20,7 +20,7 @@ from taskatlas.probe import Probe
 from taskatlas.probe.forward import chosen_device
 from taskatlas.store import Store, atomic_write
 from taskatlas.tasks.adversarial import Balance, Polarity, adversarial_splits, controls
-from taskatlas.tasks.agreement import Training, mean_interval
+from taskatlas.tasks.agreement import Agreement, Training, mean_interval
 from taskatlas.tasks.jobs import fit_learners, identified, in_blocks, seed_of
 from taskatlas.tasks.samples import Learner, as_numbers, as_tensor, fresh_network
 from taskatlas.tasks.similarity import similarity
@@ -50,6 +50,27 @@ class Fall:
     test: int
 
 
+@dataclass(frozen=True)
+class Easier:
+    """What is known of a task beside the target that it splits.
+
+    Attributes:
+        similarity: the share of samples on which it is the target, up to its polarity; .5 where they have nothing in
+            common.
+        agreement: of networks that were trained on it; NaN where it was not measured.
+        nulls: agreement on tasks that mean nothing, by name.
+    """
+
+    similarity: float = math.nan
+    agreement: float = math.nan
+    nulls: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def lift(self) -> float:
+        """How far the agreement is above the highest of its nulls; NaN where these are not known."""
+        return self.agreement - max(self.nulls.values(), default=math.nan)
+
+
 @dataclass(frozen=True, repr=False)
 class Damage:
     """What a split does to a network, beside splits of the same size that mean nothing.
@@ -60,7 +81,7 @@ class Damage:
         polarity: in which the task was taken.
         found: on the split itself.
         controls: on a split by a random task, and on a random split.
-        similarity: of the task to the target.
+        easier: how like the target the task is, and how well networks agree about it.
     """
 
     split: str
@@ -68,7 +89,7 @@ class Damage:
     polarity: str
     found: Fall
     controls: Mapping[str, Fall] = field(default_factory=dict)
-    similarity: float = math.nan
+    easier: Easier = Easier()
 
     def __repr__(self) -> str:
         beside = "".join(f", {name} {one.accuracy:.3f}" for name, one in self.controls.items())
@@ -79,6 +100,23 @@ class Damage:
         """How much lower the accuracy is than on a random split; NaN without that control."""
         control = self.controls.get("random split")
         return math.nan if control is None else control.accuracy - self.found.accuracy
+
+
+def easier_task(target: Task, task: Task, score: Agreement | None = None) -> Easier:
+    """What is known of a task beside a target, with the task's agreement score where there is one.
+
+    Raises:
+        BadInput: the task lacks a sample of the target.
+
+    Example:
+        >>> ids = ("a", "b", "c", "d")
+        >>> easier_task(Task("t", np.array([0, 0, 1, 1]), ids), Task("u", np.array([1, 1, 0, 1]), ids)).similarity
+        0.75
+    """
+    alike = similarity(target, task.among(target.ids))
+    if score is None:
+        return Easier(alike)
+    return Easier(alike, score.agreement, {name: null.agreement for name, null in score.nulls.items()})
 
 
 def rank_splits(
@@ -93,6 +131,7 @@ def rank_splits(
     train_share: float | None = None,
     reserve: float = 0.1,
     controlled: int | None = None,
+    scores: Sequence[Agreement] = (),
     seeds: int = 3,
     training: Training | None = None,
     size: int | None = None,
@@ -114,6 +153,7 @@ def rank_splits(
         train_share: likewise.
         reserve: share of all samples that no training sees, and on which all networks are compared.
         controlled: how many splits, the most damaging, are given controls; None: all.
+        scores: agreement scores of tasks, where they are known, which are shown beside the splits.
         seeds: repeats of each training.
         training: how networks are trained.
         size: to what side images are brought.
@@ -137,7 +177,7 @@ def rank_splits(
         seed=seed,
     )
     splits = [split for _, split in made]
-    alike = [similarity(target, task.among(target.ids)) for task, _ in made]
+    known = {score.task: score for score in scores}
     measure = partial(
         measure_splits,
         learner=learner,
@@ -165,7 +205,7 @@ def rank_splits(
                 str(splits[i].how["polarity"]),
                 falls[i],
                 measured.get(i, {}),
-                alike[i],
+                easier_task(target, made[i][0], known.get(made[i][0].name)),
             ),
         )
         for i in order
@@ -255,17 +295,23 @@ def damage_row(one: Damage) -> dict[str, Any]:
 
     def plain(fall: Fall) -> dict[str, Any]:
         row = asdict(fall)
-        return row | {"interval": [None if math.isnan(end) else end for end in fall.interval]}
+        return row | {"interval": [_or_none(end) for end in fall.interval]}
 
     return {
         "split": one.split,
         "task": one.task,
         "polarity": one.polarity,
-        "similarity": None if math.isnan(one.similarity) else one.similarity,
-        "fall": None if math.isnan(one.fall) else one.fall,
+        **easier_row(one.easier),
+        "fall": _or_none(one.fall),
         "found": plain(one.found),
         "controls": {name: plain(fall) for name, fall in one.controls.items()},
     }
+
+
+def easier_row(one: Easier) -> dict[str, Any]:
+    """What is known of a task as plain values; numbers that are not known as None."""
+    row = {name: _or_none(value) for name, value in (("similarity", one.similarity), ("agreement", one.agreement))}
+    return row | {"nulls": dict(one.nulls), "lift": _or_none(one.lift)}
 
 
 def load_damage(path: Path | str) -> list[Damage]:
@@ -276,7 +322,7 @@ def load_damage(path: Path | str) -> list[Damage]:
     """
 
     def fall(row: Mapping[str, Any]) -> Fall:
-        low, high = (math.nan if end is None else float(end) for end in row["interval"])
+        low, high = (_or_nan(end) for end in row["interval"])
         return Fall(**{**row, "interval": (low, high), "values": tuple(row["values"])})
 
     try:
@@ -288,12 +334,24 @@ def load_damage(path: Path | str) -> list[Damage]:
                 str(row["polarity"]),
                 fall(row["found"]),
                 {name: fall(one) for name, one in row["controls"].items()},
-                math.nan if row["similarity"] is None else float(row["similarity"]),
+                Easier(
+                    _or_nan(row["similarity"]),
+                    _or_nan(row["agreement"]),
+                    {str(name): float(null) for name, null in row["nulls"].items()},
+                ),
             )
             for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} holds no measured splits ({error}). Run `taskatlas split` again.") from error
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _aligned(split: Split, data: Probe) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:

@@ -234,15 +234,16 @@ def write_splits(
 
 
 def damage_table(ranked: Sequence[Damage]) -> tuple[list[str], list[list[Any]]]:
-    """A row for each split, in the order given."""
-    columns = ["split", "similarity", "accuracy", "low", "high", "fit", "reserved", "train", "test"]
-    columns += ["random split", "random task", "fall"]
+    """A row for each split, in the order given; agreement and lift are those of the easier task."""
+    columns = ["split", "similarity", "agreement", "lift", "accuracy", "low", "high", "fit", "reserved"]
+    columns += ["train", "test", "random split", "random task", "fall"]
     rows: list[list[Any]] = []
     for one in ranked:
         found = one.found
-        beside = [one.controls[name].accuracy if name in one.controls else None for name in columns[9:11]]
-        row = [one.split, one.similarity, found.accuracy, *found.interval, found.fit, found.reserved, found.train]
-        row += [found.test, *beside, one.fall]
+        beside = [one.controls[name].accuracy if name in one.controls else None for name in columns[11:13]]
+        easy = one.easier
+        row = [one.split, easy.similarity, easy.agreement, easy.lift, found.accuracy, *found.interval, found.fit]
+        row += [found.reserved, found.train, found.test, *beside, one.fall]
         rows.append([None if isinstance(value, float) and math.isnan(value) else value for value in row])
     return columns, rows
 

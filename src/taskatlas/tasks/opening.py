@@ -6,6 +6,7 @@ from typing import Any
 from taskatlas.errors import BadInput
 from taskatlas.probe import Probe, class_names
 from taskatlas.tasks.adversarial import group_target, halving_tasks
+from taskatlas.tasks.files import AGREEMENT
 from taskatlas.tasks.samples import Learner
 from taskatlas.tasks.split_files import read_class_groups
 from taskatlas.tasks.task import Task
@@ -45,6 +46,16 @@ def open_tasks(
     if path.suffix == ".npy":
         return [class_group_task(data, group) for group in read_class_groups(path, len(class_names(data)))]
     return [task.among(data.ids) for task in read_tasks(path, None if column is None else [column])]
+
+
+def scores_of(said: str) -> Path | None:
+    """The file of agreement scores beside the tasks of a folder; None where there is none.
+
+    Example:
+        >>> scores_of("human:3")
+    """
+    path = _place(said)[0] / AGREEMENT
+    return path if path.is_file() else None
 
 
 def open_halves(said: str, target: Task, learner: Learner, data: Probe, **settings: Any) -> list[Task] | None:

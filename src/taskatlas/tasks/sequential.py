@@ -1,5 +1,6 @@
 """The sequential route of discovery: one task after the other, each kept only if it is unlike those before."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def discover_in_turn(
     learner: Learner = "mlp",
     *,
     n_tasks: int = 8,
+    known: Sequence[Task] = (),
     bound: float = 0.6,
     search: Search | None = None,
     width: int | None = None,
@@ -31,13 +33,15 @@ def discover_in_turn(
 ) -> Discovered:
     """Finds tasks one by one, with an encoder of its own each (Atanov et al., NeurIPS 2022, section 3.4, the pool).
 
-    A search for a single task keeps it apart from the accepted ones by mutual information; what it finds is accepted if
-    its ``similarity`` to each of them stays below the bound and no class has less than its ``least_rate``.
+    A search for a single task keeps it apart from the known and the accepted ones by mutual information; what it finds
+    is accepted if its ``similarity`` to each of them stays below the bound and no class has less than its
+    ``least_rate``.
 
     Args:
         data: as ``discover_tasks``, like all else.
         learner: the networks that shall agree.
         n_tasks: how many tasks are wanted; fewer come back where three searches in a row for each find no more.
+        known: tasks that are not to be found again.
         bound: on the similarity, between a half and 1.
         search: settings of each search; its diversity is mutual information.
         width: dimensions of each encoder's output; None: 2, or as many as the classes.
@@ -46,7 +50,7 @@ def discover_in_turn(
         **settings: as ``discover_tasks``.
 
     Raises:
-        BadInput: a bound out of its range, or as ``discover_tasks``.
+        BadInput: a bound out of its range, a known task that lacks a sample, or as ``discover_tasks``.
         WorkFailed: no task was found at all.
     """
     if not 0.5 < bound <= 1:
@@ -54,6 +58,7 @@ def discover_in_turn(
     if n_tasks < 1:
         raise BadInput(f"{n_tasks} tasks cannot be found; give at least 1.")
     search = replace(search or Search(), diversity="information")
+    pool = [task.among(data.ids) for task in known]
     accepted: list[Task] = []
     parts: list[Discovered] = []
     refused = 0
@@ -66,7 +71,7 @@ def discover_in_turn(
                 n_tasks=1,
                 width=max(2, settings.get("classes", 2)) if width is None else width,
                 search=search,
-                known=accepted,
+                known=[*pool, *accepted],
                 seed=seed_of(seed, "turn", number),
                 split_seed=seed,
                 state=None if states is None else states.with_name(f"{states.name}-{number}"),
@@ -79,7 +84,7 @@ def discover_in_turn(
             _remove(states)
             raise
         task = found[0]
-        alike = similarity_matrix([task], accepted).max() if accepted else 0.0
+        alike = similarity_matrix([task], [*pool, *accepted]).max(initial=0.0)
         if alike > bound or task.class_rates.min() < least_rate(task.classes):
             refused += 1
             continue
