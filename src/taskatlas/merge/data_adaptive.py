@@ -32,6 +32,7 @@ from taskatlas.merge.fusion_learning import Learned, Optimizer, learn
 from taskatlas.merge.fusion_plots import Picture, check_picture, plot_by_layer, plot_by_task, plot_learning
 from taskatlas.merge.fusion_steps import Groups, by_group, by_task
 from taskatlas.merge.hypernetwork import Bound, Hypernetwork, mean_coefficients, published_hypernetwork
+from taskatlas.merge.kept_features import KeptFeatures
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.per_sample import Engine
 from taskatlas.merge.placement import Placement
@@ -195,7 +196,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self._open()
         parts = dict(sorted(X.items())) if isinstance(X, Mapping) else {"": X}
         self._check_tasks(parts)
-        streams = {task: self._featured(its, task) for task, its in parts.items()}
+        streams = self._featured(parts)
         some = {task: stream.some() for task, stream in streams.items()}
         groups = Groups.of(some[""], len(self.names_), self.seed) if "" in some else None
         if groups is not None:
@@ -292,7 +293,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         """
         check_is_fitted(self, "fused_")
         self._check_tasks(X)
-        self._estimate({task: self._featured(X[task], task) for task in sorted(X)})
+        self._estimate(self._featured({task: X[task] for task in sorted(X)}))
         return self
 
     def with_published(
@@ -468,9 +469,10 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self.family_ = Family.of(self.base, self.experts, heads=self.heads, own=self.own, placement=self._placement)
         self.names_, self.tensors_ = self.family_.vectors.names, tuple(self.family_.vectors.places)
 
-    def _featured(self, data: Data, task: str) -> Featured:
-        who = f"the data of task {task!r}" if task else "the data of the mixed stream"
-        return Featured(data, self._extractor, who, self.batch_size, self.store)
+    def _featured(self, parts: Mapping[str, Data]) -> dict[str, Featured]:
+        kept = KeptFeatures(self._extractor, self.store)  # all tasks' together: the extractor is digested once
+        who = {task: f"the data of task {task!r}" if task else "the data of the mixed stream" for task in parts}
+        return {task: Featured(its, kept, who[task], self.batch_size) for task, its in parts.items()}
 
     def _take(self, hypernetwork: Hypernetwork) -> None:
         self.hypernetwork_ = hypernetwork.to(self._placement.hypernetwork, self.family_.vectors.base.dtype)

@@ -19,6 +19,7 @@ from taskatlas.merge.fusion_data import Data, Featured
 from taskatlas.merge.fusion_files import export_model
 from taskatlas.merge.fusion_learning import surest
 from taskatlas.merge.hypernetwork import Hypernetwork
+from taskatlas.merge.kept_features import KeptFeatures
 from taskatlas.merge.per_sample import Engine, PerSample
 from taskatlas.merge.task_network import TaskNetwork
 from taskatlas.merge.unlabelled import Batch
@@ -210,11 +211,8 @@ class FusedModel:
         return X if isinstance(X, np.ndarray) else self.coefficients(X).mean(0)
 
     def _once(self, X: Data | Batch) -> Iterator[tuple[Batch, Tensor]]:
-        is_batch = isinstance(X, Tensor | Mapping | tuple)
-        return self._featured([X] if is_batch else X, "the data").once()
-
-    def _featured(self, X: Data | Batch, who: str) -> Featured:
-        return Featured(X, self.extractor, who, _AT_ONCE, self.store)
+        alone, kept = isinstance(X, Tensor | Mapping | tuple), KeptFeatures(self.extractor, self.store)
+        return Featured([X] if alone else X, kept, "the data", _AT_ONCE, passing=alone).once()
 
     def _coefficients(self, features: Tensor) -> Tensor:
         with torch.no_grad():
