@@ -33,16 +33,16 @@ from taskatlas.merge.fusion_plots import Picture, check_picture, plot_by_layer, 
 from taskatlas.merge.fusion_steps import Groups, by_group, by_task
 from taskatlas.merge.hypernetwork import Bound, Hypernetwork, mean_coefficients, published_hypernetwork
 from taskatlas.merge.kept_features import KeptFeatures
-from taskatlas.merge.low_rank import Vectors
+from taskatlas.merge.low_rank import Vectors, content_digests
 from taskatlas.merge.per_sample import Engine
 from taskatlas.merge.placement import Placement
+from taskatlas.merge.served_model import ServedModel
 from taskatlas.merge.state import Model
 from taskatlas.merge.task_network import Head
 from taskatlas.merge.task_vectors import Level
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.store import Store, digest
 from taskatlas.zoo.builders import some
-from taskatlas.zoo.weights import tensors_digest
 
 _HELD = ("base", "experts", "extractor", "heads", "placement", "store")  # arguments that are no plain values
 _STATISTICS_BATCHES = 64  # of each task, from which BatchNorm's statistics are estimated after learning
@@ -353,9 +353,27 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         """Writes the model merged for some samples as an ordinary checkpoint folder; see ``FusedModel.export``."""
         self._fused.export(folder, X, task, like=like, learned=self.adaptation_)
 
-    def clusters(self, X: Data | Batch, count: int) -> Clusters:
-        """A few models to serve samples like these with, and a bound of what that costs each."""
-        return self._fused.clusters(X, count, self.seed)
+    def clusters(self, X: Data | Batch, count: int, kept: int | None = None) -> ServedModel:
+        """This fusion, answered by a few merged models; ``assign`` bounds what that costs each sample.
+
+        Args:
+            X: samples like those that are to be served well; their coefficients are clustered.
+            count: of merged models, at most.
+            kept: how many of them stay in memory at most; the others are merged again when they are needed. None: all.
+
+        Raises:
+            BadInput: no clusters, no samples, or no model to be kept.
+        """
+        found = torch.from_numpy(self.coefficients(X))
+        return ServedModel.of(self._fused, Clusters.of(found, self.family_.vectors, count, self.seed, kept))
+
+    def served(self, path: Path | str) -> ServedModel:
+        """This fusion, answered by the merged models of clusters that ``ServedModel.save`` wrote.
+
+        Raises:
+            BadInput: the file is missing, cut short, something else, or of another fusion.
+        """
+        return ServedModel.of(self._fused, Clusters.load(path, self._fused.family.vectors))
 
     @contextmanager
     def steered(self, coefficients: Float[np.ndarray, "batch N *T"], batch: Batch) -> Iterator[nn.Module]:
@@ -489,10 +507,9 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
 
     def _content(self) -> dict[str, str]:
         """Digests of what the hypernetwork was learned with."""
-        vectors, f = self.family_.vectors, self._extractor
+        f = self._extractor
         return {
-            "base": tensors_digest({"": vectors.base, **{f"/{name}": value for name, value in vectors.fixed.items()}}),
-            "experts": digest("experts", [tensors_digest(tensors) for tensors in vectors.of_experts()]),
+            **content_digests(self.family_.vectors),
             "heads": digest("heads", sorted(self.heads or ())),
             "extractor": digest("extractor", f.digest, f.tap, f.pool),
         }

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.clusters import Clusters
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.family import Family
 from taskatlas.merge.fusion_data import Data, Featured
@@ -20,7 +19,7 @@ from taskatlas.merge.fusion_files import export_model
 from taskatlas.merge.fusion_learning import surest
 from taskatlas.merge.hypernetwork import Hypernetwork
 from taskatlas.merge.kept_features import KeptFeatures
-from taskatlas.merge.per_sample import Engine, PerSample
+from taskatlas.merge.per_sample import ByCluster, Engine, PerSample
 from taskatlas.merge.task_network import TaskNetwork
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.probe import quiet
@@ -133,7 +132,7 @@ class FusedModel:
         """The tensors of the one model that is merged for the mean coefficients of these samples.
 
         Args:
-            X: one batch or many; or, as a NumPy array, the coefficients themselves: ``clusters.centres[0].numpy()``.
+            X: one batch or many; or, as a NumPy array, the coefficients themselves.
             task: whose own tensors (head, BatchNorm statistics) go along; None: none.
         """
         return self.state(self._mean(X), task)
@@ -193,10 +192,6 @@ class FusedModel:
         with quiet(base), runs.mixing(runs.network.inputs(batch), wanted):
             yield base
 
-    def clusters(self, X: Data | Batch, count: int, seed: int = 0) -> Clusters:
-        """Coefficients to serve: so many for all of these samples and those like them."""
-        return Clusters.of(torch.from_numpy(self.coefficients(X)), self.family.vectors, count, seed)
-
     def network(self, task: str) -> TaskNetwork:
         """The network that runs a task.
 
@@ -218,7 +213,7 @@ class FusedModel:
         with torch.no_grad():
             return self.hypernetwork(features.to(self.hypernetwork.mean))
 
-    def _runs(self, task: str) -> PerSample:
+    def _runs(self, task: str) -> PerSample | ByCluster:
         if task not in self._running:
             self._running[task] = PerSample(self.network(task), self.family.vectors, self.engine)
         return self._running[task]
