@@ -53,11 +53,12 @@ def family(module: nn.Module) -> TaskVectors:
     """Made-up experts, never whole in memory beside the task vectors."""
     base = {name: value.detach() for name, value in module.named_parameters()}
     one = TaskVectors.of(base, {"expert 0": {name: value + 0.01 * value.roll(1, -1) for name, value in base.items()}})
-    deltas = torch.empty(EXPERTS, one.base.numel())
-    for i, row in enumerate(deltas):
+    matrix = torch.empty(EXPERTS + 1, one.base.numel())
+    matrix[-1] = one.base
+    for i, row in enumerate(matrix[:-1]):
         torch.mul(one.deltas[0].roll(i), 1 + 0.1 * i, out=row)
     names = tuple(f"expert {i}" for i in range(EXPERTS))
-    return replace(one, names=names, deltas=deltas, own={name: {} for name in names})
+    return replace(one, names=names, matrix=matrix, own={name: {} for name in names})
 
 
 def by_dictionaries(

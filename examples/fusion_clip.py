@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPVisio
 
 import taskatlas as ta
 from taskatlas.errors import BadInput
-from taskatlas.merge import Unlabelled
+from taskatlas.merge import Extractor, Placement, Unlabelled
 from taskatlas.store import atomic_write
 
 MODEL = "openai/clip-vit-base-patch32"
@@ -95,9 +95,11 @@ def longest_text(clip: CLIPModel) -> int:
 
 
 class Family:
-    """CLIP at one size: the image towers of base and experts, heads, and how images are prepared."""
+    """CLIP at one size: the image towers of base and experts, heads on a device, and how images are prepared."""
 
-    def __init__(self, model: str, tasks: Mapping[str, Task], class_names: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, model: str, tasks: Mapping[str, Task], class_names: Mapping[str, Sequence[str]], device: str = "cpu"
+    ) -> None:
         clip = CLIPModel.from_pretrained(model).eval()
         tokenizer = AutoTokenizer.from_pretrained(model)
         processor = CLIPImageProcessor.from_pretrained(model)
@@ -109,7 +111,8 @@ class Family:
             for name, task in tasks.items()
         }
         self.heads = {
-            name: zero_shot_head(clip, tokenizer, class_names[name], task.templates) for name, task in tasks.items()
+            name: zero_shot_head(clip, tokenizer, class_names[name], task.templates).to(device)
+            for name, task in tasks.items()
         }
 
     def samples(self, probe: ta.Probe, batch: int, shuffle: bool = True) -> Unlabelled:
@@ -158,24 +161,27 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--limit", type=int, default=5000, help="images of each split of each task, at most")
     parser.add_argument("--transductive", action="store_true", help="learn from the samples that are scored")
     parser.add_argument("--transfer-to", help="score also on another CLIP, without training")
+    parser.add_argument("--device", default="cpu", help="of networks, task vectors, hypernetwork and extractor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments)
+    placement = Placement(chosen.device, chosen.device, (chosen.device,))
     tasks = dict(map(read_task, chosen.task)) or TASKS
     data = {name: read_data(task.data, chosen.limit, chosen.seed) for name, task in tasks.items()}
     class_names = {name: parts["test"].class_names for name, parts in data.items()}
 
-    family = Family(chosen.model, tasks, class_names)
+    family = Family(chosen.model, tasks, class_names, chosen.device)
     split = "test" if chosen.transductive else "train"
     fused = ta.DataAdaptive(
         family.base,
         family.experts,
-        chosen.extractor,
+        Extractor.of(chosen.extractor, device=chosen.device),
         level=chosen.level,
         heads=family.heads,
         steps=chosen.steps,
         learning_rate=chosen.rate,
         transductive=chosen.transductive,
+        placement=placement,
         seed=chosen.seed,
     ).fit({name: family.samples(parts[split], chosen.batch) for name, parts in data.items()})
     print(fused, flush=True)
@@ -184,7 +190,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for picture in ("tasks", "learning", *(["layers"] if chosen.level == "layer" else [])):
         fused.plot(picture).figure.savefig(chosen.out / f"{picture}.png", dpi=120)
     if chosen.transfer_to:
-        other = Family(chosen.transfer_to, tasks, class_names)
+        other = Family(chosen.transfer_to, tasks, class_names, chosen.device)
         carried = fused.transferred(other.base, other.experts, heads=other.heads)
         result[f"transferred to {chosen.transfer_to}"] = scores(carried, other, data, chosen.batch)
     with atomic_write(chosen.out / "scores.json") as file:

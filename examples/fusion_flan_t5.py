@@ -30,7 +30,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import taskatlas as ta
 from taskatlas.engine import track
 from taskatlas.errors import BadInput
-from taskatlas.merge import Unlabelled
+from taskatlas.merge import Extractor, Placement, Unlabelled
 from taskatlas.store import atomic_write
 
 MODEL = "google/flan-t5-base"
@@ -131,7 +131,8 @@ def answers_of(fused: ta.DataAdaptive, samples: Unlabelled, tokenizer: Any) -> l
     coefficients, said = fused.coefficients(samples), []
     for rows, batch in track(samples.with_rows(), "answering", total=len(samples)):
         with torch.no_grad(), fused.steered(coefficients[rows], batch) as network:
-            tokens: Tensor = network.generate(**batch, max_new_tokens=10, do_sample=False)
+            here = {name: value.to(network.device) for name, value in batch.items()}
+            tokens: Tensor = network.generate(**here, max_new_tokens=10, do_sample=False)
         said += tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return said
 
@@ -148,9 +149,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rate", type=float, default=5e-6)
     parser.add_argument("--limit", type=int, default=1000, help="rows of each split of each task, at most")
     parser.add_argument("--transductive", action="store_true", help="learn from the samples that are scored")
+    parser.add_argument("--device", default="cpu", help="of networks, task vectors, hypernetwork and extractor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments)
+    placement = Placement(chosen.device, chosen.device, (chosen.device,))
     short = chosen.model.rstrip("/").rpartition("/")[2]
     adapters = dict(text.split("=", 1) for text in chosen.task)
     adapters = adapters or {task: ADAPTER.format(model=short, task=task) for task in PROMPTS}
@@ -160,7 +163,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     data = {task: read_task(chosen.data, task, chosen.limit, chosen.seed) for task in adapters}
 
     tokenizer = AutoTokenizer.from_pretrained(chosen.model)
-    base = AutoModelForSeq2SeqLM.from_pretrained(chosen.model, dtype=torch.float32).eval()
+    base = AutoModelForSeq2SeqLM.from_pretrained(chosen.model, dtype=torch.float32).eval().to(chosen.device)
 
     def samples(task: str, split: str, shuffle: bool) -> Unlabelled:
         def prepare(texts: list[str]) -> dict[str, Tensor]:
@@ -172,12 +175,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     fused = ta.DataAdaptive(
         base,
         {task: folder_of(adapter) for task, adapter in adapters.items()},
-        chosen.extractor,
+        Extractor.of(chosen.extractor, device=chosen.device),
         level=chosen.level,
         steps=chosen.steps,
         learning_rate=chosen.rate,
         optimizer="adamw",
         transductive=chosen.transductive,
+        placement=placement,
         seed=chosen.seed,
     ).fit({task: samples(task, "validation" if chosen.transductive else "train", True) for task in adapters})
     print(fused, fused.family_.vectors, sep="\n", flush=True)

@@ -556,19 +556,23 @@ def test_a_clusters_model_is_within_the_stated_bound(layerwise):
     np.testing.assert_allclose(every.assign(wanted)[1], 0, atol=1e-6)
 
 
-def test_merged_models_are_kept_and_the_oldest_goes(monkeypatch):
+def test_merged_models_are_kept_and_the_oldest_goes():
     torch.manual_seed(0)
     vectors = runs(nn.Linear(4, 3)).vectors
     clusters = Clusters.of(coefficients(vectors, 9), vectors, count=3, kept=2)
-    first = clusters.model(0)
-    torch.testing.assert_close(first, vectors.state(vectors.merged(clusters.centres[0])))
-    assert clusters.model(0) is first
-    clusters.model(1)
-    assert clusters.model(0) is first
-    clusters.model(2)
-    clusters.model(1)
-    assert clusters.model(0) is not first
+    first = clusters.merged(0)
+    torch.testing.assert_close(first, vectors.merged(clusters.centres[0]))
+    torch.testing.assert_close(clusters.model(0), vectors.state(first))
+    assert clusters.merged(0) is first
+    assert clusters.bytes == 2 * vectors.base.numel() * 4
+    clusters.merged(1)
+    assert clusters.merged(0) is first
+    clusters.merged(2)
+    clusters.merged(1)
+    assert clusters.merged(0) is not first
     with pytest.raises(BadInput, match="no cluster 3"):
         clusters.model(3)
     with pytest.raises(BadInput, match="0 clusters"):
         Clusters.of(coefficients(vectors, 9), vectors, count=0)
+    with pytest.raises(BadInput, match="kept=0"):
+        Clusters.of(coefficients(vectors, 9), vectors, count=2, kept=0)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.data_adaptive import DataAdaptive
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 tokenizers = pytest.importorskip("tokenizers")
@@ -93,7 +94,7 @@ def save_resnet(folder):
 
 
 @pytest.mark.parametrize("level", ["task", "layer"])
-def test_clip_from_folders_to_scores(tmp_path, level):
+def test_clip_from_folders_to_scores(tmp_path, level, monkeypatch):
     save_clip(tmp_path / "b32", ["colours", "shades"])
     save_clip(tmp_path / "l14", ["colours", "shades"], layers=3)
     save_resnet(tmp_path / "resnet")
@@ -110,6 +111,28 @@ def test_clip_from_folders_to_scores(tmp_path, level):
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == found
     assert (tmp_path / "out" / "tasks.png").stat().st_size > 5000
     assert (tmp_path / "out" / "layers.png").exists() == (level == "layer")
+    used = devices(monkeypatch)
+    for device in ("cpu", "cpu:0"):
+        more = ["--steps", "4", "--batch", "4", "--rate", "0.01", "--device", device, "--out", str(tmp_path / "again")]
+        assert clip.main([*arguments, *more])[f"{tmp_path}/b32/base"] == scores
+    assert used == [{"cpu"}, {"cpu:0"}]
+    with pytest.raises(BadInput, match="no device 'cuda:77'"):
+        clip.main([*arguments, "--device", "cuda:77", "--out", str(tmp_path / "never")])
+    assert not (tmp_path / "never").exists()
+
+
+def devices(monkeypatch):
+    """A list of the devices that fusions are learned on, filled as they are."""
+    found, fit = [], DataAdaptive.fit
+
+    def spy(self, X):
+        fit(self, X)
+        where = self.placement
+        found.append({where.vectors, where.hypernetwork, *where.networks, self.extractor.device})
+        return self
+
+    monkeypatch.setattr(DataAdaptive, "fit", spy)
+    return found
 
 
 def test_clip_is_transferred_and_may_be_transductive(tmp_path):
@@ -210,7 +233,7 @@ def save_glue(folder, tasks):
 
 
 @pytest.mark.parametrize(("level", "transductive"), [("task", False), ("layer", True)])
-def test_flan_t5_from_folders_to_scores(tmp_path, level, transductive):
+def test_flan_t5_from_folders_to_scores(tmp_path, level, transductive, monkeypatch):
     tasks = ("cola", "sst2", "stsb")
     save_t5(tmp_path)
     save_encoder(tmp_path / "encoder")
@@ -225,11 +248,16 @@ def test_flan_t5_from_folders_to_scores(tmp_path, level, transductive):
     assert found["learned on"] == ("transductive" if transductive else "held-out")
     assert set(found) == {"learned on", *tasks}
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == found
+    if not transductive:
+        used = devices(monkeypatch)
+        for device in ("cpu", "cpu:0"):
+            assert flan.main([*arguments, *more, "--device", device]) == found
+        assert used == [{"cpu"}, {"cpu:0"}]
+        with pytest.raises(BadInput, match="no device 'cuda:77'"):
+            flan.main([*arguments, "--device", "cuda:77", "--out", str(tmp_path / "never")])
 
 
 def test_what_is_generated_is_what_each_samples_own_model_generates(tmp_path):
-    from taskatlas.merge.data_adaptive import DataAdaptive
-
     save_t5(tmp_path)
     save_encoder(tmp_path / "encoder")
     for i in range(3):

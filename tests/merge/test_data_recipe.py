@@ -21,6 +21,7 @@ from taskatlas.merge.evaluation import evaluate
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.fisher_information import diagonal_fisher, fisher_merge
 from taskatlas.merge.low_rank import LowRankVectors
+from taskatlas.merge.placement import Placement
 from taskatlas.merge.recipes import merge_recipe
 from taskatlas.merge.regression_mean import layer_inputs, regmean
 from taskatlas.merge.unlabelled import Unlabelled
@@ -137,6 +138,28 @@ def test_a_fusion_whose_network_and_extractor_prepare_samples(folder):
     (folder / "out" / "fusion.safetensors").write_bytes(b"other")
     with pytest.raises(BadInput, match="not the fusion that it was"):
         Zoo.open(folder / "out" / "per-sample.yaml")["b"].open()
+
+
+def test_engine_and_devices_of_a_fusion(folder, monkeypatch):
+    made, fit = [], DataAdaptive.fit
+    monkeypatch.setattr(DataAdaptive, "fit", lambda self, X: made.append(self) or fit(self, X))
+    placement = {"vectors": "cpu", "networks": ["cpu", "cpu:0"], "extractor": "cpu:0"}
+    parameters = {"steps": 6, "learning_rate": 0.01, "engine": "merging"}
+    merge_recipe(recipe(folder, "data_adaptive", placement=placement, parameters=parameters), folder / "out")
+    assert made[0].placement == Placement("cpu", "cpu", ("cpu", "cpu:0"))
+    assert (made[0].engine, made[0].extractor.device) == ("merging", "cpu:0")
+    merge_recipe(recipe(folder, "data_adaptive", parameters=parameters), folder / "plain")
+    same(load_file(folder / "out" / "b" / "model.safetensors"), load_file(folder / "plain" / "b" / "model.safetensors"))
+    x = torch.from_numpy(Probe.open(folder / "a.npz").inputs[:4])
+    here = Zoo.open(folder / "out" / "per-sample.yaml")["a"].open().module
+    assert here.fused.extractor.device == "cpu:0"
+    logits = here(x)
+    assert here.fused.engine == "merging"
+    file = folder / "out" / "recipe.yml"
+    file.write_text(file.read_text().replace("cpu:0", "cuda:77"))  # as learned on another machine
+    elsewhere = Zoo.open(folder / "out" / "per-sample.yaml")["a"].open().module
+    assert elsewhere.fused.extractor.device == "cpu"
+    torch.testing.assert_close(elsewhere(x), logits)
 
 
 def test_the_folder_of_a_fusion_can_be_moved(folder):
@@ -405,6 +428,21 @@ MODELS = [{"model": "a.safetensors", "data": "a.npz"}]
         ("data_adaptive", {"parameters": {"steps": 1, "diversity": float("nan")}}, "diversity: nan is out of bounds"),
         ("data_adaptive", {"parameters": {"learning_rate": 1e30}}, "learning_rate: 1e[+]30 is out of bounds"),
         ("data_adaptive", {"parameters": {"bound": None}}, "None is not a word"),
+        (
+            "data_adaptive",
+            {"parameters": {"engine": "fast"}},
+            "parameters.engine: 'fast' is out of bounds. It has to be auto or mixing or vmap or merging",
+        ),
+        ("adamerging", {"parameters": {"engine": "auto"}}, "parameters.engine: adamerging has no such parameter"),
+        ("regmean", {"placement": {"vectors": "cpu"}}, "placement: regmean takes none"),
+        ("data_adaptive", {"placement": {"vector": "cpu"}}, "placement.vector: unknown key; did you mean 'vectors'"),
+        ("data_adaptive", {"placement": {"networks": "cpu"}}, "placement.networks: "),
+        ("data_adaptive", {"placement": {"extractor": "gpu"}}, "placement.extractor: 'gpu' is no device. Write cpu"),
+        (
+            "data_adaptive",
+            {"placement": {"networks": ["cpu", "cuda:77"]}},
+            r"placement.networks\[1\]: there is no device 'cuda:77' here",
+        ),
     ],
 )
 def test_what_is_refused_leaves_nothing(folder, method, fields, message):

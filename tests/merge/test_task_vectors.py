@@ -148,6 +148,7 @@ def test_experts_and_their_order():
     assert (vectors.names, vectors.dropped) == (("a", "b", "c"), ("same",))
     turned = TaskVectors.of(base, dict(reversed(experts.items())))
     assert torch.equal(turned.deltas, vectors.deltas)
+    assert torch.equal(vectors.matrix, torch.stack([*(experts[name]["w"] for name in "abc"), base["w"]]))
     assert "dropped, equal to the base: same" in repr(vectors)
     assert vectors.bytes == 4 * 2 * (1 + 3)
 

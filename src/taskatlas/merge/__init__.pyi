@@ -26,6 +26,7 @@ from .recipe import MergeRecipe
 from .recipes import merge_recipe
 from .regression_mean import LayerInputs, gram_matrices, layer_inputs, regmean
 from .scores import Evaluation
+from .served_model import ServedModel
 from .task_vectors import TaskVectors
 from .unlabelled import Unlabelled
 from .zipped import Zipped
@@ -53,6 +54,7 @@ __all__ = [
     "NetworkRecipe",
     "Operands",
     "Placement",
+    "ServedModel",
     "TaskVectors",
     "Unlabelled",
     "Zipped",

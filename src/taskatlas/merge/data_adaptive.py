@@ -32,16 +32,17 @@ from taskatlas.merge.fusion_learning import Learned, Optimizer, learn
 from taskatlas.merge.fusion_plots import Picture, check_picture, plot_by_layer, plot_by_task, plot_learning
 from taskatlas.merge.fusion_steps import Groups, by_group, by_task
 from taskatlas.merge.hypernetwork import Bound, Hypernetwork, mean_coefficients, published_hypernetwork
-from taskatlas.merge.low_rank import Vectors
+from taskatlas.merge.kept_features import KeptFeatures
+from taskatlas.merge.low_rank import Vectors, content_digests
 from taskatlas.merge.per_sample import Engine
 from taskatlas.merge.placement import Placement
+from taskatlas.merge.served_model import ServedModel
 from taskatlas.merge.state import Model
 from taskatlas.merge.task_network import Head
 from taskatlas.merge.task_vectors import Level
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.store import Store, digest
 from taskatlas.zoo.builders import some
-from taskatlas.zoo.weights import tensors_digest
 
 _HELD = ("base", "experts", "extractor", "heads", "placement", "store")  # arguments that are no plain values
 _STATISTICS_BATCHES = 64  # of each task, from which BatchNorm's statistics are estimated after learning
@@ -195,7 +196,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self._open()
         parts = dict(sorted(X.items())) if isinstance(X, Mapping) else {"": X}
         self._check_tasks(parts)
-        streams = {task: self._featured(its, task) for task, its in parts.items()}
+        streams = self._featured(parts)
         some = {task: stream.some() for task, stream in streams.items()}
         groups = Groups.of(some[""], len(self.names_), self.seed) if "" in some else None
         if groups is not None:
@@ -292,7 +293,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         """
         check_is_fitted(self, "fused_")
         self._check_tasks(X)
-        self._estimate({task: self._featured(X[task], task) for task in sorted(X)})
+        self._estimate(self._featured({task: X[task] for task in sorted(X)}))
         return self
 
     def with_published(
@@ -352,9 +353,27 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         """Writes the model merged for some samples as an ordinary checkpoint folder; see ``FusedModel.export``."""
         self._fused.export(folder, X, task, like=like, learned=self.adaptation_)
 
-    def clusters(self, X: Data | Batch, count: int) -> Clusters:
-        """A few models to serve samples like these with, and a bound of what that costs each."""
-        return self._fused.clusters(X, count, self.seed)
+    def clusters(self, X: Data | Batch, count: int, kept: int | None = None) -> ServedModel:
+        """This fusion, answered by a few merged models; ``assign`` bounds what that costs each sample.
+
+        Args:
+            X: samples like those that are to be served well; their coefficients are clustered.
+            count: of merged models, at most.
+            kept: how many of them stay in memory at most; the others are merged again when they are needed. None: all.
+
+        Raises:
+            BadInput: no clusters, no samples, or no model to be kept.
+        """
+        found = torch.from_numpy(self.coefficients(X))
+        return ServedModel.of(self._fused, Clusters.of(found, self.family_.vectors, count, self.seed, kept))
+
+    def served(self, path: Path | str) -> ServedModel:
+        """This fusion, answered by the merged models of clusters that ``ServedModel.save`` wrote.
+
+        Raises:
+            BadInput: the file is missing, cut short, something else, or of another fusion.
+        """
+        return ServedModel.of(self._fused, Clusters.load(path, self._fused.family.vectors))
 
     @contextmanager
     def steered(self, coefficients: Float[np.ndarray, "batch N *T"], batch: Batch) -> Iterator[nn.Module]:
@@ -468,9 +487,10 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         self.family_ = Family.of(self.base, self.experts, heads=self.heads, own=self.own, placement=self._placement)
         self.names_, self.tensors_ = self.family_.vectors.names, tuple(self.family_.vectors.places)
 
-    def _featured(self, data: Data, task: str) -> Featured:
-        who = f"the data of task {task!r}" if task else "the data of the mixed stream"
-        return Featured(data, self._extractor, who, self.batch_size, self.store)
+    def _featured(self, parts: Mapping[str, Data]) -> dict[str, Featured]:
+        kept = KeptFeatures(self._extractor, self.store)  # all tasks' together: the extractor is digested once
+        who = {task: f"the data of task {task!r}" if task else "the data of the mixed stream" for task in parts}
+        return {task: Featured(its, kept, who[task], self.batch_size) for task, its in parts.items()}
 
     def _take(self, hypernetwork: Hypernetwork) -> None:
         self.hypernetwork_ = hypernetwork.to(self._placement.hypernetwork, self.family_.vectors.base.dtype)
@@ -487,10 +507,9 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
 
     def _content(self) -> dict[str, str]:
         """Digests of what the hypernetwork was learned with."""
-        vectors, f = self.family_.vectors, self._extractor
+        f = self._extractor
         return {
-            "base": tensors_digest({"": vectors.base, **{f"/{name}": value for name, value in vectors.fixed.items()}}),
-            "experts": digest("experts", [tensors_digest(tensors) for tensors in vectors.of_experts()]),
+            **content_digests(self.family_.vectors),
             "heads": digest("heads", sorted(self.heads or ())),
             "extractor": digest("extractor", f.digest, f.tap, f.pool),
         }

@@ -9,6 +9,7 @@
       - {model: digits.safetensors, data: digits.npz}
       - {model: letters.safetensors, data: letters.npz, task: letters}
     extractor: resnet.safetensors      # data_adaptive alone: what the features are of
+    placement: {networks: [cuda:0, cuda:1], extractor: cuda:0}    # data_adaptive alone
     parameters: {level: layer, steps: 500}
 
 Models, zoo and samples are paths, seen from the working folder or else from the recipe's; hub ids; models also names of
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
+import torch
 import yaml
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
@@ -30,6 +32,8 @@ from taskatlas.merge.fusion_learning import Optimizer
 from taskatlas.merge.hypernetwork import Bound
 from taskatlas.merge.limits import ANY, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Limits, should_be
 from taskatlas.merge.lora import is_adapter
+from taskatlas.merge.per_sample import Engine
+from taskatlas.merge.placement import Placement, check_device
 from taskatlas.merge.recipe import Strict, did_you_mean, first_problem, path_of
 from taskatlas.merge.task_vectors import Level
 from taskatlas.probe import Probe
@@ -73,6 +77,7 @@ DATA_METHODS: Mapping[str, Mapping[str, Parameter]] = {
         "diversity": Parameter(0.0, NOT_NEGATIVE),
         "collapse": Parameter(0.3, SHARE),
         "optimizer": Parameter("adam", get_args(Optimizer)),
+        "engine": Parameter("auto", get_args(Engine)),
     },
     "fisher": _SAMPLES,
     "regmean": {**_SAMPLES, "off_diagonal": Parameter(0.9, SHARE)},
@@ -98,6 +103,30 @@ class DataEntry(Strict):
         return self.task or PurePath(self.model.partition("+")[2] or self.model).name.partition(".")[0]
 
 
+class Devices(Strict):
+    """Where the parts of a data-adaptive fusion are while it learns; what is left out is where ``--device`` says.
+
+    Attributes:
+        vectors: base and task vectors.
+        hypernetwork: from features to coefficients.
+        networks: tasks are dealt to these devices in turn.
+        extractor: from samples to features.
+    """
+
+    vectors: _Name | None = None
+    hypernetwork: _Name | None = None
+    networks: tuple[_Name, ...] = ()
+    extractor: _Name | None = None
+
+    def by_field(self) -> Iterator[tuple[str, str]]:
+        """Every device that is named, under its field."""
+        for field in ("vectors", "hypernetwork", "extractor"):
+            if getattr(self, field) is not None:
+                yield path_of("placement", field), getattr(self, field)
+        for number, device in enumerate(self.networks):
+            yield path_of("placement", "networks", number), device
+
+
 class DataRecipe(Strict):
     """What to merge, how, and with which samples.
 
@@ -106,6 +135,7 @@ class DataRecipe(Strict):
         models: the experts, each with samples of its task.
         base_model: what they were trained from; for ``adamerging`` and ``data_adaptive``.
         extractor: whose features decide coefficients; for ``data_adaptive``.
+        placement: devices by part; for ``data_adaptive``.
         parameters: of the method.
         builder: for models that name none, as ``Zoo.open`` takes it.
         split: of tables with a column ``split``, only the rows with this value.
@@ -123,6 +153,7 @@ class DataRecipe(Strict):
     models: Annotated[tuple[DataEntry, ...], Field(min_length=1)]
     base_model: _Name | None = None
     extractor: _Name | None = None
+    placement: Devices | None = None
     parameters: dict[str, StrictBool | StrictInt | StrictFloat | StrictStr | None] = Field(default_factory=dict)
     builder: _Name | None = None
     split: _Name | None = None
@@ -144,7 +175,7 @@ class DataRecipe(Strict):
         try:
             recipe = cls.model_validate(content)
         except ValidationError as error:
-            raise BadInput(first_problem(error, cls, {"models": DataEntry})) from error
+            raise BadInput(first_problem(error, cls, {"models": DataEntry, "placement": Devices})) from error
         for problem in recipe._problems():
             raise BadInput(problem)
         return recipe._located(beside)
@@ -222,6 +253,25 @@ class DataRecipe(Strict):
             name: self._checkpoint(name, model, field) for name, (field, model) in named.items() if model is not None
         }
 
+    def placed(self, device: str) -> tuple[Placement, str]:
+        """Where vectors, hypernetwork and networks are, and where the extractor is.
+
+        Args:
+            device: of what the recipe leaves open.
+
+        Raises:
+            BadInput: there is no such device here; the message names the field.
+        """
+        where = self.placement or Devices()
+        for field, named in where.by_field():
+            try:
+                check_device(named)
+            except BadInput as error:
+                raise BadInput(f"{field}: {error}") from error
+        return Placement(
+            where.vectors or device, where.hypernetwork or device, where.networks
+        ), where.extractor or device
+
     def data(self) -> dict[str, Probe]:
         """Task -> its samples.
 
@@ -268,6 +318,13 @@ class DataRecipe(Strict):
         fields = {key: whole(getattr(self, key)) for key in ("base_model", "extractor", "zoo")}
         return self.model_copy(update={"models": entries, "builder": builder(self.builder), **fields})
 
+    def _misplaced(self) -> Iterator[str]:
+        if self.merge_method != "data_adaptive" and self.placement is not None:
+            yield f"placement: {self.merge_method} takes none. Leave it out, and say --device."
+        for field, device in (self.placement or Devices()).by_field():
+            if not _is_device(device):
+                yield f"{field}: {device!r} is no device. Write cpu, cuda, or cuda:1 for the second."
+
     def _problems(self) -> Iterator[str]:
         method, known = self.merge_method, DATA_METHODS[self.merge_method]
         if method in _BASED and self.base_model is None:
@@ -277,6 +334,7 @@ class DataRecipe(Strict):
         if (method == "data_adaptive") != (self.extractor is not None):
             needed = "data_adaptive needs one. Name a model whose features tell samples apart."
             yield f"extractor: {needed if self.extractor is None else f'{method} takes none. Leave it out.'}"
+        yield from self._misplaced()
         repeated = next((name for name in self.tasks if self.tasks.count(name) > 1), None)
         if repeated is not None:
             yield f"models: two tasks are called {repeated!r}. Give each a name: task: ..."
@@ -302,3 +360,12 @@ class DataRecipe(Strict):
             wanted = should_be(limits, value)
             if wanted is not None:
                 yield f"parameters.{key}: {value!r} is out of bounds. It has to be {wanted}."
+
+
+def _is_device(name: str) -> bool:
+    """Whether it is called like a device, here or on another machine."""
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True

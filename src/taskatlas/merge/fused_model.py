@@ -12,14 +12,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from taskatlas.errors import BadInput
-from taskatlas.merge.clusters import Clusters
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.family import Family
 from taskatlas.merge.fusion_data import Data, Featured
 from taskatlas.merge.fusion_files import export_model
 from taskatlas.merge.fusion_learning import surest
 from taskatlas.merge.hypernetwork import Hypernetwork
-from taskatlas.merge.per_sample import Engine, PerSample
+from taskatlas.merge.kept_features import KeptFeatures
+from taskatlas.merge.per_sample import ByCluster, Engine, PerSample
 from taskatlas.merge.task_network import TaskNetwork
 from taskatlas.merge.unlabelled import Batch
 from taskatlas.probe import quiet
@@ -132,7 +132,7 @@ class FusedModel:
         """The tensors of the one model that is merged for the mean coefficients of these samples.
 
         Args:
-            X: one batch or many; or, as a NumPy array, the coefficients themselves: ``clusters.centres[0].numpy()``.
+            X: one batch or many; or, as a NumPy array, the coefficients themselves.
             task: whose own tensors (head, BatchNorm statistics) go along; None: none.
         """
         return self.state(self._mean(X), task)
@@ -192,10 +192,6 @@ class FusedModel:
         with quiet(base), runs.mixing(runs.network.inputs(batch), wanted):
             yield base
 
-    def clusters(self, X: Data | Batch, count: int, seed: int = 0) -> Clusters:
-        """Coefficients to serve: so many for all of these samples and those like them."""
-        return Clusters.of(torch.from_numpy(self.coefficients(X)), self.family.vectors, count, seed)
-
     def network(self, task: str) -> TaskNetwork:
         """The network that runs a task.
 
@@ -210,17 +206,14 @@ class FusedModel:
         return X if isinstance(X, np.ndarray) else self.coefficients(X).mean(0)
 
     def _once(self, X: Data | Batch) -> Iterator[tuple[Batch, Tensor]]:
-        is_batch = isinstance(X, Tensor | Mapping | tuple)
-        return self._featured([X] if is_batch else X, "the data").once()
-
-    def _featured(self, X: Data | Batch, who: str) -> Featured:
-        return Featured(X, self.extractor, who, _AT_ONCE, self.store)
+        alone, kept = isinstance(X, Tensor | Mapping | tuple), KeptFeatures(self.extractor, self.store)
+        return Featured([X] if alone else X, kept, "the data", _AT_ONCE, passing=alone).once()
 
     def _coefficients(self, features: Tensor) -> Tensor:
         with torch.no_grad():
             return self.hypernetwork(features.to(self.hypernetwork.mean))
 
-    def _runs(self, task: str) -> PerSample:
+    def _runs(self, task: str) -> PerSample | ByCluster:
         if task not in self._running:
             self._running[task] = PerSample(self.network(task), self.family.vectors, self.engine)
         return self._running[task]

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from taskatlas.errors import BadInput
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.data_recipe import DataRecipe
+from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.fused_model import FusedModel
 from taskatlas.merge.opening import open_as_saved, open_experts
+from taskatlas.merge.placement import Placement
 from taskatlas.store import file_digest
 
 Prepare = Callable[[list[Any]], Any]
@@ -63,7 +65,12 @@ def open_task(folder: str, task: str, content: str) -> tuple[nn.Module, Prepare 
     base = open_as_saved(others["base"])
     found = open_experts(recipe.experts(), base)
     experts = {name: one.expert for name, one in found.items()}
-    fused = DataAdaptive.load(file, base.module, experts, others["extractor"])
+    try:
+        placement, of_extractor = recipe.placed("cpu")
+    except BadInput:  # it was learned on a machine with other devices
+        placement, of_extractor = Placement(), "cpu"
+    extractor = Extractor.of(others["extractor"], device=of_extractor)
+    fused = DataAdaptive.load(file, base.module, experts, extractor, placement=placement)
     both = found[task].opened.prepare, others["extractor"].open().prepare
     return FusedNetwork(fused.fused_, task), None if both == (None, None) else both_prepared(*both)
 

@@ -22,6 +22,8 @@ from taskatlas.merge.lora import AdaptedSource
 from taskatlas.merge.sources import MemorySource
 from taskatlas.merge.state import Model, named_tensors
 from taskatlas.merge.task_vectors import Level, TaskVectors
+from taskatlas.store import digest
+from taskatlas.zoo.weights import tensors_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +220,21 @@ def task_vector_norms(vectors: Vectors) -> Float[Tensor, "N T"]:
         columns = [torch.linalg.vector_norm(vectors.deltas[:, place], dim=1) for place in vectors.places.values()]
         return torch.stack(columns, 1).double()
     return torch.stack([factors.squares(len(vectors.names)).sqrt() for factors in vectors.factors.values()], 1)
+
+
+def content_digests(vectors: Vectors) -> dict[str, str]:
+    """Digests of ``base`` and ``experts``: the same for the same weights in any process.
+
+    Example:
+        >>> base, one = {"w": torch.zeros(2)}, TaskVectors.of({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}})
+        >>> other = content_digests(TaskVectors.of(base, {"a": {"w": -torch.ones(2)}}))
+        >>> {what: found == other[what] for what, found in content_digests(one).items()}
+        {'base': True, 'experts': False}
+    """
+    return {
+        "base": tensors_digest({"": vectors.base, **{f"/{name}": value for name, value in vectors.fixed.items()}}),
+        "experts": digest("experts", [tensors_digest(tensors) for tensors in vectors.of_experts()]),
+    }
 
 
 def _storage(value: Tensor) -> object:

@@ -34,7 +34,6 @@ from taskatlas.merge.fusion_files import save_model
 from taskatlas.merge.lora import is_adapter
 from taskatlas.merge.merge_result import Adaptation, MergeResult, peak_memory
 from taskatlas.merge.opening import OpenedExpert, open_as_saved, open_experts
-from taskatlas.merge.placement import Placement
 from taskatlas.merge.regression_mean import gram_matrices, regmean
 from taskatlas.merge.task_vectors import differing
 from taskatlas.merge.unlabelled import Unlabelled
@@ -56,7 +55,7 @@ def merge_with_data(
         recipe: the recipe.
         out: a folder; new or empty.
         seed: of everything random.
-        device: where networks, task vectors and hypernetwork are.
+        device: where networks and task vectors are, and what else the recipe does not place.
         started: when the work began (``time.perf_counter()``), if that was earlier.
 
     Raises:
@@ -67,6 +66,7 @@ def merge_with_data(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} is not an empty folder. Name another one for the merged model.")
     job = _Job(recipe, recipe.experts(), recipe.others(), recipe.data(), seed, device)
+    recipe.placed(device)  # what is not here is told before anything is opened
     inputs = {f"model/{task}": _digest(checkpoint) for task, checkpoint in job.experts.items()}
     inputs |= {name: one.digest for name, one in job.others.items()}
     inputs |= {f"data/{task}": probe.digest for task, probe in job.data.items()}
@@ -144,13 +144,14 @@ def _write_fusion(job: _Job, place: Path) -> tuple[int, Adaptation]:
     """The fusion, how to open it for a task, pictures, a model for each task; the number of tensors, and a report."""
     base = open_as_saved(job.others["base"], job.device)
     experts = open_experts(job.experts, base, job.device)
+    placement, of_extractor = job.recipe.placed(job.device)
     fused = DataAdaptive(
         base.module,
         {task: one.expert for task, one in experts.items()},
-        Extractor.of(job.others["extractor"], device=job.device),
+        Extractor.of(job.others["extractor"], device=of_extractor),
         own=job.recipe.own,
         seed=job.seed,
-        placement=Placement(vectors=job.device, hypernetwork=job.device),
+        placement=placement,
         **job.recipe.settings,
     )
     samples = job.samples(experts)

@@ -90,14 +90,13 @@ class Mixing:
         """
         if own is None or not self.moves(name):
             return None if own is None else own[None]
-        base, shape = self._base(name), self.vectors.shapes[self.standing(name)]
-        coefficients = self.of_tensor(name)
+        shape, coefficients = self.vectors.shapes[self.standing(name)], self.of_tensor(name)
         if isinstance(self.vectors, TaskVectors):
             place = self.vectors.places[self.standing(name)]
-            return torch.addmm(base.reshape(1, -1), coefficients, self.vectors.deltas[:, place]).view(-1, *shape)
+            return (_with_base(coefficients) @ self.vectors.matrix[:, place]).view(-1, *shape)
         factors = self.vectors.factors[self.standing(name)]
         updates = (factors.up * coefficients[:, None, factors.owner]) @ factors.down
-        return (base.reshape(updates.shape[1:]) + updates).view(-1, *shape)
+        return (self._base(name).reshape(updates.shape[1:]) + updates).view(-1, *shape)
 
     def linear(self, x: Float[Tensor, "batch k i"], name: str, own: Tensor) -> Float[Tensor, "batch k o"]:
         """The product x W(λ)ᵀ with every sample's own W(λ)."""
@@ -118,14 +117,15 @@ class Mixing:
         mixed = x.new_empty(*x.shape[:2], outputs)
         few = min(len(x), _TOGETHER)
         rows = min(outputs, max(1, _WORKSPACE // (inputs * few)))
+        coefficients = _with_base(coefficients)
         space = x.new_empty(few * rows * inputs)  # the system takes a while to give new memory: all share it
         for start in range(0, outputs, rows):
             stop = min(start + rows, outputs)
-            deltas = self.vectors.deltas[:, place.start + start * inputs : place.start + stop * inputs]
+            piece = self.vectors.matrix[:, place.start + start * inputs : place.start + stop * inputs]
             for first in range(0, len(x), few):
                 part = slice(first, min(first + few, len(x)))
-                formed = space[: (part.stop - first) * deltas.shape[1]].view(part.stop - first, -1)
-                torch.addmm(weight[start:stop].reshape(1, -1), coefficients[part], deltas, out=formed)
+                formed = space[: (part.stop - first) * piece.shape[1]].view(part.stop - first, -1)
+                torch.mm(coefficients[part], piece, out=formed)
                 mixed[part, :, start:stop] = torch.bmm(x[part], formed.view(len(formed), -1, inputs).transpose(1, 2))
         return mixed
 
@@ -228,6 +228,11 @@ def shared_arguments(
         elif {size * 3 for size in two} != {size * 2 for size in three}:
             raise CannotMix(f"the inputs of {name!r} do not have the samples on their first axis")
     return {name: frozenset(arguments) for name, arguments in shared.items()}
+
+
+def _with_base(coefficients: Float[Tensor, "batch N"]) -> Float[Tensor, "batch rows"]:
+    """Coefficients of all rows of ``TaskVectors.matrix``: the base counts once."""
+    return torch.cat([coefficients, torch.ones_like(coefficients[:, :1])], 1)
 
 
 def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[..., Any]:

@@ -4,20 +4,23 @@
 ``mixing.py``; before it is believed it is compared with merged models, on made-up coefficients that are far apart and
 a batch as long as no other axis, so that samples which take each other's place are noticed. ``vmap``: some merged
 models at once, for networks whose layers mixing does not know.
+
+``ByCluster`` stands beside them for serving: it is not exact, and merges nothing once its few models are there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import vmap
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.clusters import Clusters
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.mixing import Argument, Mixing, mixable, mixed, shared_arguments
 from taskatlas.merge.task_network import TaskNetwork
@@ -124,17 +127,12 @@ class PerSample:
 
     def _by_merging(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
         different, which = torch.unique(coefficients, dim=0, return_inverse=True)
-        which = which.to(self.network.device)
-        theta, logits = torch.empty_like(self.vectors.base), None
-        for position, wanted in enumerate(different):
-            rows = (which == position).nonzero()[:, 0]
-            merged = self.vectors.merged(wanted, out=theta).to(self.network.device)
-            tensors = _all_names(self.vectors, self.vectors.views(merged))
-            found = self.network.logits(_taken(inputs, rows, len(coefficients)), tensors)
-            logits = found.new_empty(len(coefficients), found.shape[1]) if logits is None else logits
-            logits[rows] = found
-        assert logits is not None  # there is a sample
-        return logits
+        theta = torch.empty_like(self.vectors.base)
+
+        def merged(position: int) -> Tensor:
+            return self.vectors.merged(different[position], out=theta).to(self.network.device)
+
+        return by_model(self.network, self.vectors, inputs, which, merged)
 
     def _by_vmap(self, inputs: Mapping[str, Any], coefficients: Tensor) -> Tensor:
         """Merged models and samples side by side; every sample is a batch of one."""
@@ -188,6 +186,63 @@ class PerSample:
     @property
     def _base_tensors(self) -> dict[str, Tensor]:
         return _all_names(self.vectors, self.vectors.views(self.vectors.base))
+
+
+@dataclass(eq=False)
+class ByCluster:
+    """Runs one task's network, each sample with the merged model of its cluster.
+
+    Attributes:
+        network: of the task.
+        clusters: and their merged models.
+        chosen: what was done for the last batch.
+    """
+
+    network: TaskNetwork
+    clusters: Clusters
+    chosen: str = ""
+
+    def __call__(
+        self, inputs: Mapping[str, Any], coefficients: Float[Tensor, "batch N *T"]
+    ) -> Float[Tensor, "batch classes"]:
+        """The logits of every sample; ``inputs`` are from ``network.inputs``.
+
+        Raises:
+            BadInput: the network cannot take the batch.
+        """
+        _check_count(inputs, coefficients)
+        which, _ = self.clusters.assign(coefficients)
+        self.chosen = f"clusters: {len(torch.unique(which))} of {len(self.clusters.centres)} merged models"
+        vectors, device = self.clusters.vectors, self.network.device
+        with quiet(self.network.network):
+            return by_model(self.network, vectors, inputs, which, lambda number: self.clusters.merged(number, device))
+
+
+def by_model(
+    network: TaskNetwork,
+    vectors: Vectors,
+    inputs: Mapping[str, Any],
+    which: Int64[Tensor, " batch"],
+    merged: Callable[[int], Float[Tensor, " D"]],
+) -> Float[Tensor, "batch classes"]:
+    """The logits of a batch whose samples go through several merged models, one model after the other.
+
+    Args:
+        network: of the task.
+        vectors: which tensors the models have.
+        inputs: from ``network.inputs``.
+        which: the model of every sample.
+        merged: the model of a number, where the network runs.
+    """
+    which, logits = which.to(network.device), None
+    for model in torch.unique(which).tolist():
+        rows = (which == model).nonzero()[:, 0]
+        tensors = _all_names(vectors, vectors.views(merged(model)))
+        found = network.logits(_taken(inputs, rows, len(which)), tensors)
+        logits = found.new_empty(len(which), found.shape[1]) if logits is None else logits
+        logits[rows] = found
+    assert logits is not None  # there is a sample
+    return logits
 
 
 def _check_count(inputs: Mapping[str, Any], coefficients: Tensor) -> None:

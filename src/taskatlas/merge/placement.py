@@ -31,12 +31,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         for device in (self.vectors, self.hypernetwork, *self.networks):
-            try:
-                torch.empty(0, device=device)
-            except (RuntimeError, AssertionError) as error:
-                raise BadInput(
-                    f"there is no device {device!r} here. Choose cpu, or cuda where there is one."
-                ) from error
+            check_device(device)
 
     def deal(self, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         """The network of each task on its device: a copy where it lies elsewhere, one for each device.
@@ -56,3 +51,18 @@ class Placement:
                 copies[key] = network if here else copy.deepcopy(network).to(device)
             dealt[task] = copies[key]
         return dealt
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that is not here.
+
+    Raises:
+        BadInput: there is none of this name.
+
+    Example:
+        >>> check_device("cpu")
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"there is no device {device!r} here. Choose cpu, or cuda where there is one.") from error

@@ -1,7 +1,8 @@
 """Task vectors as one matrix: merging is one product, and so is the gradient of every merging coefficient.
 
 With θ₀ the base and τ_i = θ_i − θ₀ (Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023), all tensors of
-a network lie one after the other in a vector of D numbers and the task vectors of N experts in a matrix (N, D). Then
+a network lie one after the other in a vector of D numbers, and the task vectors of N experts in a matrix (N, D) with
+the base as one more row. Then
 
     θ(λ) = θ₀ + Σ_i λ_i τ_i        and        ∂L/∂λ_i = ⟨∂L/∂θ, τ_i⟩,
 
@@ -41,8 +42,7 @@ class TaskVectors:
 
     Attributes:
         names: the experts, sorted; without those that equal the base.
-        base: θ₀, (D,).
-        deltas: τ, (N, D), a row an expert.
+        matrix: τ, a row an expert, and θ₀ as the last row, (N + 1, D): a merged piece is one product of it.
         places: tensor's name -> its elements in D, in the order of the base.
         shapes: tensor's name -> its shape.
         dtypes: tensor's name -> how the base stores it.
@@ -62,8 +62,7 @@ class TaskVectors:
     """
 
     names: tuple[str, ...]
-    base: Float[Tensor, " D"]
-    deltas: Float[Tensor, "N D"]
+    matrix: Float[Tensor, "rows D"]
     places: Mapping[str, slice]
     shapes: Mapping[str, torch.Size]
     dtypes: Mapping[str, torch.dtype]
@@ -82,14 +81,14 @@ class TaskVectors:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> "TaskVectors":
-        """Copies a base and the differences of its experts into one vector and one matrix; changes none of them.
+        """Copies a base and the differences of its experts into one matrix; changes none of them.
 
         Args:
             base: what the experts were trained from: a module, tensors by name, a checkpoint, or a path of weights.
             experts: by name.
             own: patterns (``classifier.*``) of tensors that stay each expert's own; so do those that the base lacks.
-            dtype: of vector and matrix.
-            device: where they lie.
+            dtype: of the matrix.
+            device: where it lies.
 
         Raises:
             BadInput: an expert lacks a tensor of the base or has it in another shape (they are listed), holds NaN or
@@ -106,8 +105,8 @@ class TaskVectors:
             raise BadInput("the base has no floating-point tensor to merge. Is it the right network?")
         ends = [0, *accumulate(tensors[name].numel() for name in merged)]
         places = {name: slice(*ends[i : i + 2]) for i, name in enumerate(merged)}
-        flat = torch.empty(ends[-1], dtype=dtype, device=device)
-        deltas = torch.empty(len(found), ends[-1], dtype=dtype, device=device)
+        matrix = torch.empty(len(found) + 1, ends[-1], dtype=dtype, device=device)
+        deltas, flat = matrix[:-1], matrix[-1]
         for name, place in places.items():
             flat[place] = tensors[name].reshape(-1).to(flat)
             _check_finite(flat[place], name, "the base")
@@ -121,8 +120,7 @@ class TaskVectors:
         in_order = list(found)
         return cls(
             names=tuple(in_order[row] for row in changed),
-            base=flat,
-            deltas=deltas if len(changed) == len(found) else deltas[changed],
+            matrix=matrix if len(changed) == len(found) else matrix[[*changed, len(found)]],
             places=places,
             shapes={name: tensors[name].shape for name in merged},
             dtypes={name: tensors[name].dtype for name in merged},
@@ -141,9 +139,19 @@ class TaskVectors:
         )
 
     @property
+    def base(self) -> Float[Tensor, " D"]:
+        """θ₀."""
+        return self.matrix[-1]
+
+    @property
+    def deltas(self) -> Float[Tensor, "N D"]:
+        """τ, a row an expert."""
+        return self.matrix[:-1]
+
+    @property
     def bytes(self) -> int:
         """Memory of the base and the task vectors. A merged model takes as much as the base again."""
-        return (self.base.numel() + self.deltas.numel()) * self.base.element_size()
+        return self.matrix.numel() * self.matrix.element_size()
 
     @property
     def dead(self) -> Bool[Tensor, "N T"]:
@@ -198,13 +206,14 @@ class TaskVectors:
         """
         if not 0 < density <= 1:
             raise BadInput(f"density is {density:g}; it is the share of a task vector that is kept, in (0, 1].")
-        deltas = self.deltas.clone()
+        matrix = self.matrix.clone()
+        deltas = matrix[:-1]
         for row in deltas:
             row[row.abs() < _least_kept(row, density)] = 0
         for start in range(0, deltas.shape[1], _PIECE):
             piece = deltas[:, start : start + _PIECE]
             piece[(piece < 0) == (piece.sum(0) >= 0)] = 0  # the sign is plus where signs cancel
-        return replace(self, deltas=deltas)
+        return replace(self, matrix=matrix)
 
     def views(self, flat: Float[Tensor, " D"]) -> dict[str, Tensor]:
         """The tensors within a flat vector, in their shapes; they share its memory. One name for each storage."""

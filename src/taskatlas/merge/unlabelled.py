@@ -14,7 +14,7 @@ from taskatlas.probe.forward import prepare_samples
 Batch = Any
 """A tensor, a mapping that goes to the network by keyword, or a tuple that starts with one of these."""
 
-_LABELS = ("labels", "label")
+LABELS = ("labels", "label")
 
 
 class Unlabelled:
@@ -114,7 +114,7 @@ def network_inputs(batch: Batch, module: nn.Module, precision: torch.dtype | Non
     if isinstance(batch, Tensor):
         found: dict[str, Any] = {"": batch}
     elif isinstance(batch, Mapping) and any(isinstance(value, Tensor) for value in batch.values()):
-        found = {str(name): value for name, value in batch.items() if name not in _LABELS}
+        found = {str(name): value for name, value in batch.items() if name not in LABELS}
     else:
         raise BadInput(
             f"a batch is a {type(batch).__name__}; a network takes a tensor, or a mapping of names to tensors. "
