@@ -33,7 +33,7 @@ def straightforward_zip(similarity: np.ndarray, n_models: int, a: float, b: floa
     np.fill_diagonal(s, -np.inf)
     members = np.eye(features, dtype=bool)
     owners = np.arange(features) // width == np.arange(n_models)[:, None]
-    budgets = [within_model_budget(features, n_models, b)] * n_models
+    budgets = [within_model_budget((width,) * n_models, b)] * n_models
     factor = s.dtype.type(a)
     for model in range(n_models):
         if budgets[model] == 0:
@@ -67,7 +67,7 @@ def zip_in_published_terms(similarity: torch.Tensor, n_models: int, a: float, b:
     features = len(s)
     width = features // n_models
     membership = torch.eye(features)
-    budgets = torch.full((n_models,), within_model_budget(features, n_models, b))
+    budgets = torch.full((n_models,), within_model_budget((width,) * n_models, b))
 
     def close(model: int) -> None:
         own = membership[model * width : (model + 1) * width].sum(0) > 0
@@ -108,7 +108,7 @@ def made_up_correlation(features: int, dtype=np.float32) -> np.ndarray:
 
 def bench_greedy(features: int, rounds: int) -> dict:
     correlation = made_up_correlation(features)
-    greedy_zip(correlation[:64, :64].copy(), 2, 0.3, 0.125)
+    greedy_zip(correlation[:64, :64].copy(), (32, 32), 0.3, 0.125)
     slow, fast, same = [], [], True
     for _ in range(rounds):
         for a, b in ((0.3, 0.125), (1e-4, 0.075)):
@@ -116,7 +116,7 @@ def bench_greedy(features: int, rounds: int) -> dict:
             expected = straightforward_zip(correlation, 2, a, b)
             slow.append(time.perf_counter() - start)
             start = time.perf_counter()
-            found = greedy_zip(correlation.copy(), 2, a, b)
+            found = greedy_zip(correlation.copy(), (features // 2,) * 2, a, b)
             fast.append(time.perf_counter() - start)
             same &= bool((np.unique(found, return_inverse=True)[1] == expected).all())
     ratios = np.array(slow) / np.array(fast)
@@ -131,12 +131,12 @@ def bench_greedy(features: int, rounds: int) -> dict:
 def bench_published_terms(features: int) -> dict:
     """Ours against the published program's own way, once: it takes half a minute."""
     correlation = made_up_correlation(features)
-    greedy_zip(correlation[:64, :64].copy(), 2, 0.3, 0.125)
+    greedy_zip(correlation[:64, :64].copy(), (32, 32), 0.3, 0.125)
     start = time.perf_counter()
     expected = zip_in_published_terms(torch.from_numpy(correlation), 2, 0.3, 0.125).numpy()
     slow = time.perf_counter() - start
     start = time.perf_counter()
-    found = greedy_zip(correlation.copy(), 2, 0.3, 0.125)
+    found = greedy_zip(correlation.copy(), (features // 2,) * 2, 0.3, 0.125)
     fast = time.perf_counter() - start
     same = np.unique(found, return_inverse=True)[1] == expected
     if not same.all():
