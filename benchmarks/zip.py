@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -187,9 +188,9 @@ def resnet20(width: int) -> nn.Module:
     return network.eval()
 
 
-def bench_whole_zip(width: int, images: int) -> dict:
-    """Where the time of a whole zip goes: two networks, all groups, matching, merging; nothing is calibrated."""
-    from taskatlas.merge import group_statistics, zipping
+def bench_whole_zip(width: int, images: int, calibration: str | None) -> dict:
+    """Where the time of a whole zip goes: two networks, all groups, matching, merging, and calibrating or not."""
+    from taskatlas.merge import group_statistics, merging, zipping
 
     torch.manual_seed(0)
     networks = [resnet20(width), resnet20(width)]
@@ -210,12 +211,20 @@ def bench_whole_zip(width: int, images: int) -> dict:
     deriving = time.perf_counter() - start
     for network in networks:
         network.forward = timed("forward passes", network.forward)
-    group_statistics._read = timed("reading features", group_statistics._read)
-    group_statistics._pool = timed("covariances", group_statistics._pool)
-    zipping.align = timed("matching", zipping.align)
+    places = {
+        (group_statistics, "_read"): "reading features",
+        (group_statistics, "_pool"): "covariances",
+        (zipping, "align"): "matching",
+        (merging, "calibrate"): "calibrating",
+    }
+    own = {place: getattr(*place) for place in places}
+    for place, name in places.items():
+        setattr(*place, timed(name, own[place]))
     start = time.perf_counter()
-    zipping.zip_models(networks, data, calibration=None, groups=groups, batch_size=50)
+    zipping.zip_models(networks, data, calibration=calibration, groups=groups, batch_size=50)
     whole = time.perf_counter() - start
+    for place, function in own.items():
+        setattr(*place, function)
     spent["forward passes"] -= spent["reading features"]
     spent["all else"] = whole - sum(spent.values())
     shares = {f"{name}_share": seconds / whole for name, seconds in spent.items()}
@@ -233,8 +242,10 @@ def main() -> None:
         f"greedy zip, {features} features": lambda: bench_greedy(features, rounds),
         f"greedy zip, {features} features, published terms": lambda: bench_published_terms(features),
         f"greedy zip, {large} features": lambda: bench_large(large),
-        f"whole zip, two ResNet-20 x{width}, {images} images": lambda: bench_whole_zip(width, images),
     }
+    for calibration in (None, "least_squares"):
+        title = f"whole zip, two ResNet-20 x{width}, {images} images, calibration={calibration}"
+        benchmarks[title] = partial(bench_whole_zip, width, images, calibration)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     print(f"machine: {machine}")
     figures: dict[str, object] = {"machine": machine}

@@ -1,14 +1,17 @@
 """Merging aligned networks: one set of weights for what they share, calibrated side by side with what it came from."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
+from taskatlas.errors import BadInput
 from taskatlas.merge.aligning import NetworkAlignment
 from taskatlas.merge.axis_groups import AxisGroups, Example, Stop
+from taskatlas.merge.batch_norm import reestimate_batch_norm
 from taskatlas.merge.calibration import Remedy, calibrate
 from taskatlas.merge.least_squares import fold_norms
 from taskatlas.merge.merged_weights import mean_of_parents, merged_weights
@@ -66,10 +69,22 @@ class Merging:
         merged = merged_weights(states, self.groups, self.aligned.alignments, self.shares)
         if self.calibration is None:
             return merged
-        graph = NetworkGraph.of(networks[0], self.example, self.outputs)
+        try:
+            graph = NetworkGraph.of(networks[0], self.example, self.outputs)
+        except BadInput:
+            several = isinstance(self.example, tuple | list) and len(self.example) > 1
+            if self.calibration != "reset" or several:
+                raise
+            return self._reset_without_a_graph(merged)
         tensors = [tensors_of_graph(graph, network) for network in networks]
         walker, _ = self._merge(graph.graph, tensors, self._inputs(graph.graph, tensors[0]))
         return merged | {name: tensor for name, tensor in walker.tensors.items() if name in merged}
+
+    def _reset_without_a_graph(self, merged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Statistics as norms see them while the network runs, whatever way it takes."""
+        network = deepcopy(self.even.networks[0])
+        network.load_state_dict(merged)
+        return reestimate_batch_norm(network, self.batches, who="the merged network").state_dict()
 
     def up_to(self, stop: Stop) -> ZippedNetwork:
         """A trunk, and for each model a head."""
