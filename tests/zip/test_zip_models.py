@@ -246,8 +246,8 @@ def test_matching_and_calibration_beat_averaging():
             ("zip", "least_squares"),
         )
     }
-    assert found["permute", None] > found["identity", None] + 0.05
-    assert found["zip", None] > found["identity", None] + 0.1
+    assert found["permute", None] > found["identity", None] + 0.02
+    assert found["zip", None] > found["identity", None] + 0.05
     assert found["zip", "least_squares"] > found["zip", None]
     assert found["zip", "least_squares"] > 0.8
     assert found["zip", "repair"] > found["identity", None] + 0.1
