@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def straightforward_zip(similarity: np.ndarray, n_models: int, a: float, b: floa
     np.fill_diagonal(s, -np.inf)
     members = np.eye(features, dtype=bool)
     owners = np.arange(features) // width == np.arange(n_models)[:, None]
-    budgets = [within_model_budget(features, n_models, b)] * n_models
+    budgets = [within_model_budget((width,) * n_models, b)] * n_models
     factor = s.dtype.type(a)
     for model in range(n_models):
         if budgets[model] == 0:
@@ -67,7 +68,7 @@ def zip_in_published_terms(similarity: torch.Tensor, n_models: int, a: float, b:
     features = len(s)
     width = features // n_models
     membership = torch.eye(features)
-    budgets = torch.full((n_models,), within_model_budget(features, n_models, b))
+    budgets = torch.full((n_models,), within_model_budget((width,) * n_models, b))
 
     def close(model: int) -> None:
         own = membership[model * width : (model + 1) * width].sum(0) > 0
@@ -108,7 +109,7 @@ def made_up_correlation(features: int, dtype=np.float32) -> np.ndarray:
 
 def bench_greedy(features: int, rounds: int) -> dict:
     correlation = made_up_correlation(features)
-    greedy_zip(correlation[:64, :64].copy(), 2, 0.3, 0.125)
+    greedy_zip(correlation[:64, :64].copy(), (32, 32), 0.3, 0.125)
     slow, fast, same = [], [], True
     for _ in range(rounds):
         for a, b in ((0.3, 0.125), (1e-4, 0.075)):
@@ -116,7 +117,7 @@ def bench_greedy(features: int, rounds: int) -> dict:
             expected = straightforward_zip(correlation, 2, a, b)
             slow.append(time.perf_counter() - start)
             start = time.perf_counter()
-            found = greedy_zip(correlation.copy(), 2, a, b)
+            found = greedy_zip(correlation.copy(), (features // 2,) * 2, a, b)
             fast.append(time.perf_counter() - start)
             same &= bool((np.unique(found, return_inverse=True)[1] == expected).all())
     ratios = np.array(slow) / np.array(fast)
@@ -131,12 +132,12 @@ def bench_greedy(features: int, rounds: int) -> dict:
 def bench_published_terms(features: int) -> dict:
     """Ours against the published program's own way, once: it takes half a minute."""
     correlation = made_up_correlation(features)
-    greedy_zip(correlation[:64, :64].copy(), 2, 0.3, 0.125)
+    greedy_zip(correlation[:64, :64].copy(), (32, 32), 0.3, 0.125)
     start = time.perf_counter()
     expected = zip_in_published_terms(torch.from_numpy(correlation), 2, 0.3, 0.125).numpy()
     slow = time.perf_counter() - start
     start = time.perf_counter()
-    found = greedy_zip(correlation.copy(), 2, 0.3, 0.125)
+    found = greedy_zip(correlation.copy(), (features // 2,) * 2, 0.3, 0.125)
     fast = time.perf_counter() - start
     same = np.unique(found, return_inverse=True)[1] == expected
     if not same.all():
@@ -187,9 +188,9 @@ def resnet20(width: int) -> nn.Module:
     return network.eval()
 
 
-def bench_whole_zip(width: int, images: int) -> dict:
-    """Where the time of a whole zip goes: two networks, all groups, matching, merging; nothing is calibrated."""
-    from taskatlas.merge import group_statistics, zipping
+def bench_whole_zip(width: int, images: int, calibration: str | None) -> dict:
+    """Where the time of a whole zip goes: two networks, all groups, matching, merging, and calibrating or not."""
+    from taskatlas.merge import group_statistics, merging, zipping
 
     torch.manual_seed(0)
     networks = [resnet20(width), resnet20(width)]
@@ -210,12 +211,20 @@ def bench_whole_zip(width: int, images: int) -> dict:
     deriving = time.perf_counter() - start
     for network in networks:
         network.forward = timed("forward passes", network.forward)
-    group_statistics._read = timed("reading features", group_statistics._read)
-    group_statistics._pool = timed("covariances", group_statistics._pool)
-    zipping.align = timed("matching", zipping.align)
+    places = {
+        (group_statistics, "_read"): "reading features",
+        (group_statistics, "_pool"): "covariances",
+        (zipping, "align"): "matching",
+        (merging, "calibrate"): "calibrating",
+    }
+    own = {place: getattr(*place) for place in places}
+    for place, name in places.items():
+        setattr(*place, timed(name, own[place]))
     start = time.perf_counter()
-    zipping.zip_models(networks, data, calibration=None, groups=groups, batch_size=50)
+    zipping.zip_models(networks, data, calibration=calibration, groups=groups, batch_size=50)
     whole = time.perf_counter() - start
+    for place, function in own.items():
+        setattr(*place, function)
     spent["forward passes"] -= spent["reading features"]
     spent["all else"] = whole - sum(spent.values())
     shares = {f"{name}_share": seconds / whole for name, seconds in spent.items()}
@@ -233,8 +242,10 @@ def main() -> None:
         f"greedy zip, {features} features": lambda: bench_greedy(features, rounds),
         f"greedy zip, {features} features, published terms": lambda: bench_published_terms(features),
         f"greedy zip, {large} features": lambda: bench_large(large),
-        f"whole zip, two ResNet-20 x{width}, {images} images": lambda: bench_whole_zip(width, images),
     }
+    for calibration in (None, "least_squares"):
+        title = f"whole zip, two ResNet-20 x{width}, {images} images, calibration={calibration}"
+        benchmarks[title] = partial(bench_whole_zip, width, images, calibration)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     print(f"machine: {machine}")
     figures: dict[str, object] = {"machine": machine}

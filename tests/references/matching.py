@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,16 +27,17 @@ def covariance(features: list[np.ndarray]) -> np.ndarray:
     return found / len(x)
 
 
-def greedy_zip(similarity: np.ndarray, n_models: int, a: float, b: float) -> np.ndarray:
-    """The greedy loop on a list of clusters: look at every pair, join the best, start again. (n·d,) places."""
-    total = len(similarity)
-    width = total // n_models
+def greedy_zip(similarity: np.ndarray, widths: Sequence[int], a: float, b: float) -> np.ndarray:
+    """The greedy loop on a list of clusters: look at every pair, join the best, start again. A place each feature."""
+    total, n_models = len(similarity), len(widths)
+    width = max(widths)
+    owner = [model for model, features in enumerate(widths) for _ in range(features)]
     clusters = [[feature] for feature in range(total)]
     s = {(i, j): similarity[i, j] for i in range(total) for j in range(total)}  # by first members
     budget = [max(1, math.floor((total - width) / n_models * b + 1e-9)) if b > 0 else 0 for _ in range(n_models)]
 
     def owners(cluster):
-        return {feature // width for feature in cluster}
+        return {owner[feature] for feature in cluster}
 
     while len(clusters) > width:
         best = None

@@ -8,16 +8,18 @@ IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 WORDS = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
 
 
-def mlp():
-    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 7), nn.Tanh(), nn.Linear(7, 4))
+def mlp(wide=1):
+    return nn.Sequential(
+        nn.Linear(6, 10 * wide), nn.ReLU(), nn.Linear(10 * wide, 7 * wide), nn.Tanh(), nn.Linear(7 * wide, 4)
+    )
 
 
-def vgg():
+def vgg(wide=1):
     """Convolutions, norms, in-place activations, pooling, and a flattened image of 2 x 2."""
     return nn.Sequential(
-        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(12 * 4, 20), nn.ReLU(), nn.Dropout(), nn.Linear(20, 5)),
+        *(nn.Conv2d(3, 8 * wide, 3, padding=1), nn.BatchNorm2d(8 * wide), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8 * wide, 12 * wide, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(12 * wide * 4, 20 * wide), nn.ReLU(), nn.Dropout(), nn.Linear(20 * wide, 5)),
     )
 
 
@@ -46,13 +48,14 @@ class Bottleneck(nn.Module):
 class ImageNetResNet(nn.Module):
     """A 7 x 7 stem with pooling, two stages of bottlenecks."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int = 1) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8)
+        self.conv1, self.bn1 = nn.Conv2d(3, 8 * wide, 7, 2, 3, bias=False), nn.BatchNorm2d(8 * wide)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        self.layer1 = nn.Sequential(Bottleneck(8, 4, 16, 1), Bottleneck(16, 4, 16, 1))
-        self.layer2 = nn.Sequential(Bottleneck(16, 6, 24, 2))
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(24, 5)
+        first, second = Bottleneck(8 * wide, 4 * wide, 16 * wide, 1), Bottleneck(16 * wide, 4 * wide, 16 * wide, 1)
+        self.layer1 = nn.Sequential(first, second)
+        self.layer2 = nn.Sequential(Bottleneck(16 * wide, 6 * wide, 24 * wide, 2))
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(24 * wide, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -80,13 +83,13 @@ class ConvNeXt(nn.Module):
 class DenseNet(nn.Module):
     """Features that are concatenated, a transition, and a flattened concatenation."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int = 1) -> None:
         super().__init__()
-        self.conv0 = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm1, self.conv1 = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3, padding=1)
-        self.norm2, self.conv2 = nn.BatchNorm2d(12), nn.Conv2d(12, 5, 3, padding=1)
-        self.norm3, self.transition = nn.BatchNorm2d(17), nn.Conv2d(17, 6, 1)
-        self.conv3, self.head = nn.Conv2d(6, 3, 3, padding=1), nn.Linear(9 * 4, 5)
+        self.conv0 = nn.Conv2d(3, 8 * wide, 3, padding=1)
+        self.norm1, self.conv1 = nn.BatchNorm2d(8 * wide), nn.Conv2d(8 * wide, 4 * wide, 3, padding=1)
+        self.norm2, self.conv2 = nn.BatchNorm2d(12 * wide), nn.Conv2d(12 * wide, 5 * wide, 3, padding=1)
+        self.norm3, self.transition = nn.BatchNorm2d(17 * wide), nn.Conv2d(17 * wide, 6 * wide, 1)
+        self.conv3, self.head = nn.Conv2d(6 * wide, 3 * wide, 3, padding=1), nn.Linear(9 * wide * 4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv0(x)
@@ -99,12 +102,12 @@ class DenseNet(nn.Module):
 class UNet(nn.Module):
     """Down, up by a transposed convolution, and a skip connection that is concatenated."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int = 1) -> None:
         super().__init__()
-        self.down1, self.down2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
-        self.norm = nn.BatchNorm2d(12)
-        self.up, self.merge = nn.ConvTranspose2d(12, 6, 2, 2), nn.Conv2d(14, 10, 3, padding=1)
-        self.head = nn.Conv2d(10, 2, 1)
+        self.down1 = nn.Conv2d(3, 8 * wide, 3, padding=1)
+        self.down2, self.norm = nn.Conv2d(8 * wide, 12 * wide, 3, padding=1), nn.BatchNorm2d(12 * wide)
+        self.up = nn.ConvTranspose2d(12 * wide, 6 * wide, 2, 2)
+        self.merge, self.head = nn.Conv2d(14 * wide, 10 * wide, 3, padding=1), nn.Conv2d(10 * wide, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         skip = F.relu(self.down1(x))
@@ -156,10 +159,10 @@ class Filled(nn.Module):
 class Block(nn.Module):
     """A transformer's block around any attention, before and after which stand linear layers."""
 
-    def __init__(self, attention: nn.Module, width: int = 32) -> None:
+    def __init__(self, attention: nn.Module, width: int = 32, hidden: int = 40) -> None:
         super().__init__()
         self.into, self.norm1, self.attention = nn.Linear(6, width), nn.LayerNorm(width), attention
-        self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 40), nn.Linear(40, width)
+        self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm3, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def joined(places):
 def test_zip_is_the_straightforward_loop(seed, models, width, a, b, dtype):
     matrix = covariance(seed, models, width=width).astype(dtype)
     similarity = reference.correlation(matrix).astype(dtype)
-    expected = reference.greedy_zip(similarity, models, a, b)
+    expected = reference.greedy_zip(similarity, (width,) * models, a, b)
     assert (match_features(matrix, models, a=a, b=b).places.ravel() == expected).all()
 
 
@@ -40,8 +40,8 @@ def test_zip_of_whole_numbers_breaks_ties_as_the_loop_does(seed, models, width, 
     random = np.random.default_rng(seed)
     similarity = random.integers(-2, 3, (models * width, models * width)) / 2.5
     similarity = np.triu(similarity, 1) + np.triu(similarity, 1).T
-    first_members = greedy_zip(similarity.copy(), models, a, b)
-    assert joined(first_members) == joined(reference.greedy_zip(similarity, models, a, b))
+    first_members = greedy_zip(similarity.copy(), (width,) * models, a, b)
+    assert joined(first_members) == joined(reference.greedy_zip(similarity, (width,) * models, a, b))
 
 
 @given(SEEDS, st.integers(2, 3), st.integers(1, 4))
@@ -148,10 +148,10 @@ def test_without_a_budget_no_model_is_joined_with_itself():
 
 
 def test_budgets_by_hand():
-    assert [within_model_budget(2 * d, 2, 0.125) for d in (8, 16, 32, 2048)] == [1, 1, 2, 128]
-    assert within_model_budget(3 * 10, 3, 0.3) == 2
-    assert within_model_budget(100, 2, 0.28) == 7  # 0.28 * 25 is a little less than 7 in floating point
-    assert within_model_budget(100, 2, 0) == 0
+    assert [within_model_budget((d, d), 0.125) for d in (8, 16, 32, 2048)] == [1, 1, 2, 128]
+    assert within_model_budget((10,) * 3, 0.3) == 2
+    assert within_model_budget((50, 50), 0.28) == 7  # 0.28 * 25 is a little less than 7 in floating point
+    assert within_model_budget((50, 50), 0) == 0
 
 
 def test_negative_correlations_do_not_rise():
@@ -161,7 +161,7 @@ def test_negative_correlations_do_not_rise():
     s[0, 1] = s[1, 0] = s[3, 1] = s[1, 3] = -0.9
     s[1, 4] = s[4, 1] = -0.4
     s[2, 5] = s[5, 2] = -0.45
-    assert greedy_zip(s, 2, a=1e-4, b=1.0).tolist() == [0, 1, 2, 0, 1, 2]
+    assert greedy_zip(s, (3, 3), a=1e-4, b=1.0).tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_three_models_can_use_up_what_is_allowed():
@@ -169,7 +169,7 @@ def test_three_models_can_use_up_what_is_allowed():
     s = np.full((6, 6), 0.1)
     for i, j in ((0, 2), (1, 4), (3, 5)):
         s[i, j] = s[j, i] = 0.9
-    assert len(np.unique(greedy_zip(s, 3, a=0.3, b=0.0))) == 2
+    assert len(np.unique(greedy_zip(s, (2, 2, 2), a=0.3, b=0.0))) == 2
 
 
 # Alignments

@@ -43,6 +43,7 @@ def align(
     *,
     a: float | int = 0.3,
     b: float | int = 0.125,
+    units: Mapping[str, Sequence[int]] | None = None,
 ) -> NetworkAlignment:
     """Matches the units of n networks, group by group.
 
@@ -52,8 +53,10 @@ def align(
         method: see ``match_features``; where ``zip`` may not join, it permutes.
         a: see ``match_features``.
         b: see ``match_features``.
+        units: for groups in which networks have different numbers of units, how many each has; others come after them
+            and are none of the network's.
     """
-    work = _Aligning(groups, statistics.models, method, a, b)
+    work = _Aligning(groups, statistics.models, method, a, b, units or {})
     for group in groups:
         covariances = {
             site: found for site, found in statistics.covariances.get(group.name, {}).items() if site in group.taps
@@ -84,6 +87,7 @@ class _Aligning:
     method: Method
     a: float | int
     b: float | int
+    units: Mapping[str, Sequence[int]]
     alignments: dict[str, Alignment] = field(default_factory=dict)
     agreements: dict[str, float] = field(default_factory=dict)
 
@@ -102,7 +106,11 @@ class _Aligning:
         method = self.method
         if method == "zip" and not may_be_zipped(group, self.groups):
             method = "permute"
-        found = match_features(likeness, self.models, method, a=self.a, b=self.b)
+        widths = self.units.get(group.name, (group.size,) * self.models)
+        present = np.concatenate([start * group.size + np.arange(width) for start, width in enumerate(widths)])
+        if len(present) < len(likeness):
+            likeness = likeness[np.ix_(present, present)]
+        found = match_features(likeness, widths, method, a=self.a, b=self.b)
         self.alignments[group.name] = found
         self.agreements[group.name] = found.agreement(likeness)
         for place in range(group.size if has_groups_within(group, self.groups) else 0):

@@ -11,6 +11,7 @@ and no longer true. What is gone, or not allowed, has minus infinity in a vector
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -19,9 +20,9 @@ _LOWEST = -2.0  # on the diagonal: below every correlation, and finite, so that 
 
 
 def greedy_zip(
-    correlation: Float[np.ndarray, "features features"], n_models: int, a: float | int, b: float | int
+    correlation: Float[np.ndarray, "features features"], widths: Sequence[int], a: float | int, b: float | int
 ) -> Integer[np.ndarray, " features"]:
-    """For each of n·d features the first one of those that it was joined with; d different ones are left.
+    """For each feature the first one of those that it was joined with; as many as the widest model has are left.
 
     A join of two features that both have members of one model is a join within that model, and spends one of its
     budget. Of three models and more, features may remain of which no two are allowed; all budgets are lifted then,
@@ -29,46 +30,48 @@ def greedy_zip(
 
     Args:
         correlation: symmetric, the features of the first model first; overwritten.
-        n_models: n.
+        widths: how many features each of the n models has.
         a: what is left of a correlation after a join, from 0 to 1; a negative one stays as it is, or it would rise.
-        b: from 0 to 1; a model's budget is that share of the (n - 1) d / n features that are removed of it, rounded
+        b: from 0 to 1; every model's budget is that share of the n-th part of the features that are removed, rounded
             down, but at least 1 unless b is 0.
 
     Example:
         >>> x = np.array([[1, 0, 0, 0.9], [0, 1, 0.8, 0], [0, 0.8, 1, 0], [0.9, 0, 0, 1]])
-        >>> greedy_zip(x, 2, a=0.3, b=0.0)
+        >>> greedy_zip(x, (2, 2), a=0.3, b=0.0)
         array([0, 1, 1, 0])
     """
-    state = _Joining(correlation, n_models, within_model_budget(len(correlation), n_models, b))
+    state = _Joining(correlation, widths, within_model_budget(widths, b))
     factor = correlation.dtype.type(a)
-    for _ in range(len(correlation) - len(correlation) // n_models):
+    for _ in range(len(correlation) - max(widths)):
         state.join(*state.best_pair(), factor)
     return _roots(state.first_member)
 
 
-def within_model_budget(features: int, n_models: int, b: float | int) -> int:
+def within_model_budget(widths: Sequence[int], b: float | int) -> int:
     """How many joins within itself each model may have.
 
     Example:
-        >>> within_model_budget(64, 2, 0.125), within_model_budget(64, 2, 0.01), within_model_budget(64, 2, 0)
+        >>> within_model_budget((32, 32), 0.125), within_model_budget((32, 32), 0.01), within_model_budget((32, 32), 0)
         (2, 1, 0)
+        >>> within_model_budget((48, 32), 0.125)
+        2
     """
-    removed = features - features // n_models
-    return max(1, math.floor(removed / n_models * b + 1e-9)) if b > 0 else 0
+    removed = sum(widths) - max(widths)
+    return max(1, math.floor(removed / len(widths) * b + 1e-9)) if b > 0 else 0
 
 
 class _Joining:
     """The joins so far. A joined feature lives on in the row and column of its first member."""
 
-    def __init__(self, correlation: np.ndarray, n_models: int, budget: int) -> None:
-        features = len(correlation)
+    def __init__(self, correlation: np.ndarray, widths: Sequence[int], budget: int) -> None:
+        features, n_models = len(correlation), len(widths)
         dtype = correlation.dtype
         self.correlation = correlation
         np.fill_diagonal(correlation, _LOWEST)
         self.lost = dtype.type(-np.inf)
         self.first_member = np.arange(features)
         self.gone = np.zeros(features, dtype)  # -inf where a feature has become part of another
-        owners = np.arange(features) // (features // n_models)
+        owners = np.repeat(np.arange(n_models), widths)
         self.owners = [1 << int(owner) for owner in owners]  # as bits, the models of each feature's members
         self.owned = np.where(owners == np.arange(n_models)[:, None], self.lost, dtype.type(0))  # -inf: has members
         self.budgets = [budget] * n_models

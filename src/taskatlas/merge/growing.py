@@ -22,7 +22,7 @@ def add_to_zipped(zipped: Zipped, model: nn.Module | Checkpoint, probe: Data, **
 
     Args:
         zipped: of n networks; stays as it is.
-        model: one more of their architecture.
+        model: one more of their architecture; with a stop, of the merged network's width.
         probe: samples of all tasks, those of the new one too.
         settings: as ``zip_models`` takes them, but for ``stop_at`` and ``shares``.
 

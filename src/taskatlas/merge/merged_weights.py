@@ -116,17 +116,19 @@ def _merged(
 
 
 def moved_units(tensor: Tensor, member: Member, places: Int[np.ndarray, " units"]) -> Tensor:
-    """Every unit's slices added up at the unit's place; positions outside the group stay."""
+    """Every unit's slices added up at the unit's place, or left out at -1; positions outside the group stay."""
     part: list[slice] = [slice(None)] * tensor.ndim
     if member.only is not None:
         axis, *limits = member.only
         part[axis] = slice(*limits)
-    positions = member.layout.index()
-    sources = torch.from_numpy(positions.ravel()).to(tensor.device)
-    targets = torch.from_numpy(positions[places].ravel()).to(tensor.device)
+    positions, present = member.layout.index(), places >= 0
+    sources, targets = (
+        torch.from_numpy(chosen.ravel()).to(tensor.device)
+        for chosen in (positions[present], positions[places[present]])
+    )
     result = tensor.clone()
     region = result[tuple(part)]
     slices = region.index_select(member.axis, sources)
-    region.index_fill_(member.axis, sources, 0)
+    region.index_fill_(member.axis, torch.from_numpy(positions.ravel()).to(tensor.device), 0)
     region.index_add_(member.axis, targets, slices)
     return result

@@ -1,14 +1,17 @@
 """Merging aligned networks: one set of weights for what they share, calibrated side by side with what it came from."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
+from taskatlas.errors import BadInput
 from taskatlas.merge.aligning import NetworkAlignment
 from taskatlas.merge.axis_groups import AxisGroups, Example, Stop
+from taskatlas.merge.batch_norm import reestimate_batch_norm
 from taskatlas.merge.calibration import Remedy, calibrate
 from taskatlas.merge.least_squares import fold_norms
 from taskatlas.merge.merged_weights import mean_of_parents, merged_weights
@@ -23,6 +26,7 @@ from taskatlas.merge.network_graph import (
 from taskatlas.merge.probe_batches import ProbeBatches, batch_length
 from taskatlas.merge.unmerging import Places, own_places, regroup, unmix
 from taskatlas.merge.walker import Walker, peak_bytes
+from taskatlas.merge.widening import Widened
 from taskatlas.merge.zipped_network import ZippedNetwork
 
 _MEMORY = 2**30  # bytes of values that all networks hold while they are calibrated, about
@@ -34,6 +38,7 @@ class Merging:
 
     Attributes:
         networks: of one architecture, up to where they are merged.
+        even: the same, with equal widths up to there.
         names: theirs.
         groups: up to where they are merged.
         aligned: their units.
@@ -46,6 +51,7 @@ class Merging:
     """
 
     networks: Sequence[nn.Module]
+    even: Widened
     names: tuple[str, ...]
     groups: AxisGroups
     aligned: NetworkAlignment
@@ -57,15 +63,28 @@ class Merging:
     shares: Sequence[float | int] | None = None
 
     def to_the_end(self) -> dict[str, Tensor]:
-        """The state dict of one network like the first."""
-        states = [network.state_dict() for network in self.networks]
+        """The state dict of one network like the first, or the widest."""
+        networks = self.even.networks
+        states = [network.state_dict() for network in networks]
         merged = merged_weights(states, self.groups, self.aligned.alignments, self.shares)
         if self.calibration is None:
             return merged
-        graph = NetworkGraph.of(self.networks[0], self.example, self.outputs)
-        tensors = [tensors_of_graph(graph, network) for network in self.networks]
+        try:
+            graph = NetworkGraph.of(networks[0], self.example, self.outputs)
+        except BadInput:
+            several = isinstance(self.example, tuple | list) and len(self.example) > 1
+            if self.calibration != "reset" or several:
+                raise
+            return self._reset_without_a_graph(merged)
+        tensors = [tensors_of_graph(graph, network) for network in networks]
         walker, _ = self._merge(graph.graph, tensors, self._inputs(graph.graph, tensors[0]))
         return merged | {name: tensor for name, tensor in walker.tensors.items() if name in merged}
+
+    def _reset_without_a_graph(self, merged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Statistics as norms see them while the network runs, whatever way it takes."""
+        network = deepcopy(self.even.networks[0])
+        network.load_state_dict(merged)
+        return reestimate_batch_norm(network, self.batches, who="the merged network").state_dict()
 
     def up_to(self, stop: Stop) -> ZippedNetwork:
         """A trunk, and for each model a head."""
@@ -76,26 +95,33 @@ class Merging:
         ]
         if len(graphs) == 1:
             graphs, nodes = graphs * len(self.networks), nodes * len(self.networks)
-        tensors = [tensors_of_graph(graph, network) for graph, network in zip(graphs, self.networks, strict=True)]
-        inputs = self._inputs(graphs[0].graph, tensors[0])
-        trunk = graphs[0].until(nodes[0])
+        widest = self.even.widest
+        tensors = [tensors_of_graph(graphs[widest], network) for network in self.even.networks]
+        inputs = self._inputs(graphs[widest].graph, tensors[widest])
+        trunk = graphs[widest].until(nodes[widest])
         merged, parents = self._merge(trunk, tensors, inputs)
-        shape = seen_at(self.networks[0], self.example, [stop.place])[stop.place].shape
+        shape, *own_shapes = (
+            seen_at(network, self.example, [stop.place])[stop.place].shape
+            for network in (self.even.networks[0], *self.networks)
+        )
         unmerges, heads = [], []
         for model, (graph, network) in enumerate(zip(graphs, self.networks, strict=True)):
+            own = self.even.own_positions(stop, model, shape, own_shapes[model])
             places = own_places(self.groups, self.aligned.alignments, stop, model, shape)
+            places |= {axis: places[axis][positions] for axis, positions in own.items()}
             rest = graph.after(nodes[model])
-            start = {name: tensors[model][name] for name in tensor_names(rest)}
-            unmerge, head = self._head(rest, start, places, merged, parents[model], inputs)
+            start = {name: tensors_of_graph(graph, network)[name] for name in tensor_names(rest)}
+            wanted = [regroup(own)(value) for (value,) in parents[model].outputs]
+            unmerge, head = self._head(rest, start, places, merged, wanted, inputs)
             unmerges.append(unmerge)
             heads.append(as_module(rest, head, _parameters(network)))
         return ZippedNetwork(
-            as_module(trunk, merged.tensors, _parameters(self.networks[0])),
+            as_module(trunk, merged.tensors, _parameters(self.networks[widest])),
             unmerges,
             heads,
             names=self.names,
             keywords=tuple(self.example) if isinstance(self.example, Mapping) else (),
-            outputs=graphs[0].outputs,
+            outputs=graphs[widest].outputs,
         )
 
     def _graphs(self) -> list[NetworkGraph]:
@@ -134,14 +160,14 @@ class Merging:
         tensors: dict[str, Tensor],
         places: Places,
         merged: Walker,
-        parent: Walker,
+        wanted: Sequence[Tensor],
         inputs: Sequence[Sequence[object]],
     ) -> tuple[nn.Module, dict[str, Tensor]]:
         """What takes the merged tensor apart for one model, and the rest of that model."""
         unmerge: nn.Module = regroup(places)
         if self.calibration is None:
             return unmerge, tensors
-        given, wanted = ([value for (value,) in walker.outputs] for walker in (merged, parent))
+        given = [value for (value,) in merged.outputs]
         if self.calibration == "least_squares":
             tensors = fold_norms(rest, tensors)
             unmerge = unmix(places, given, wanted, generator=torch.Generator().manual_seed(self.seed))

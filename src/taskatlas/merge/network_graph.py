@@ -69,7 +69,7 @@ class NetworkGraph:
                 raise BadInput(
                     f"{type(network).__name__} cannot be followed ({first_line(error)}). "
                     "Rewrite what depends on the values of tensors, or merge to the end with groups given by hand and "
-                    "calibration=None."
+                    "calibration=None or 'reset'."
                 ) from error
         tensors = {}
         for node in module.graph.find_nodes(op="get_attr"):

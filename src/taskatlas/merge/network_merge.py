@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import nn
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.folder import CARD, CONFIG, RECIPE
@@ -54,8 +55,9 @@ def merge_networks(
     """Merges networks that were trained apart into a folder.
 
     Merged to the end, the folder has weights by the names that the models have them (``model.safetensors``, with the
-    configuration of a Hugging Face model). Up to a stop it has ``zipped.pt2``, which opens without the models' code
-    (``torch.export.load``). ``agreements.csv`` says how well units agree, ``zipped.json`` what the network costs.
+    configuration of a Hugging Face model, the widest where widths differ). Up to a stop it has ``zipped.pt2``, which
+    opens without the models' code (``torch.export.load``). ``agreements.csv`` says how well units agree,
+    ``zipped.json`` what the network costs.
 
     Args:
         recipe: a recipe or its file.
@@ -100,21 +102,22 @@ def merge_networks(
 
 
 def _write(folder: Path, recipe: NetworkRecipe, zipped: Zipped, named: NamedNetworks, device: str) -> None:
+    opened = [one.open(device) for one in named.checkpoints]
+    like = next((at for at, one in enumerate(opened) if _shapes(one.module) == _shapes(zipped.network)), 0)
     if zipped.stop_at is None:
         tensors = {
             name: value.detach().cpu().clone().contiguous() for name, value in zipped.network.state_dict().items()
         }
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        first = named.checkpoints[0].weights
-        if isinstance(first, Path) and (first / CONFIG).is_file():
-            shutil.copyfile(first / CONFIG, folder / CONFIG)
+        own = named.checkpoints[like].weights
+        if isinstance(own, Path) and (own / CONFIG).is_file():
+            shutil.copyfile(own / CONFIG, folder / CONFIG)
     else:
         zipped.save(folder / PROGRAM)
     with (folder / AGREEMENTS).open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ["group", "units", "agreement"])
         table.writeheader()
         table.writerows(zipped.agreement_rows())
-    opened = [one.open(device) for one in named.checkpoints]
     prepare = next((one.prepare for one in opened if one.prepare is not None), None)
     batch = first_samples(next(iter(ProbeBatches(named.probe, opened[0].module, prepare=prepare))), 32)
     costs = [cost_of(network, batch) for network in (zipped.network, *(one.module for one in opened))]
@@ -122,7 +125,7 @@ def _write(folder: Path, recipe: NetworkRecipe, zipped: Zipped, named: NamedNetw
     document |= {"cost": asdict(costs[0]), "parents": [asdict(cost) for cost in costs[1:]]}
     (folder / SUMMARY).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (folder / RECIPE).write_text(recipe.text, encoding="utf-8")
-    (folder / CARD).write_text(_card(recipe, zipped, costs), encoding="utf-8")
+    (folder / CARD).write_text(_card(recipe, zipped, costs, zipped.names[like]), encoding="utf-8")
 
 
 def _result(out: Path, kept: bool = False) -> NetworkMergeResult:
@@ -147,10 +150,14 @@ def _is_finished(out: Path, inputs: dict[str, str], settings: dict[str, str], se
     return same and receipt is not None and not receipt.verify(out)
 
 
-def _card(recipe: NetworkRecipe, zipped: Zipped, costs: list[Cost]) -> str:
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _card(recipe: NetworkRecipe, zipped: Zipped, costs: list[Cost], like: str) -> str:
     """What was merged, how, what it costs, and how to open it."""
     opened = (
-        f"Load `{WEIGHTS}` into the network of the models."
+        f"Load `{WEIGHTS}` into a network like that of {like}."
         if zipped.stop_at is None
         else f'`torch.export.load("{PROGRAM}").module()` gives a module with one output for each model, in order.'
     )

@@ -45,8 +45,8 @@ class Zipped:
     """One network made of several.
 
     Attributes:
-        network: an ordinary module. Merged to the end it is one like the first model; up to a stop it is a
-            ``ZippedNetwork``, whose ``network(x)`` gives the output of every head in a tuple.
+        network: an ordinary module. Merged to the end it is one like the models, or the widest of them; up to a stop it
+            is a ``ZippedNetwork``, whose ``network(x)`` gives the output of every head in a tuple.
         names: of the models, in the order of the heads.
         stop_at: up to where they are merged; None: to the end.
         groups: the units that were matched, up to there.

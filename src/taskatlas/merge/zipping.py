@@ -22,6 +22,7 @@ from taskatlas.merge.merging import Merging
 from taskatlas.merge.network_graph import NetworkGraph, needed_for, seen_at
 from taskatlas.merge.probe_batches import Data, ProbeBatches, batch_length, first_samples
 from taskatlas.merge.weight_matching import match_weights
+from taskatlas.merge.widening import STOP_BEFORE, Widened, widened, widest_of
 from taskatlas.merge.zipped import Zipped
 from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.builders import some
@@ -53,6 +54,9 @@ def zip_models(
     Units that vary alike on the data are merged, layer by layer (Stoica et al., ZipIt!, ICLR 2024). Merged to the end,
     models have to share their outputs; up to a stop, each keeps the rest of itself as a head.
 
+    ``zip`` also takes models of different widths, where the next layer adds up each unit by itself. What they become
+    has the sizes of the widest, which must be so everywhere.
+
     Args:
         models: two or more. Up to a stop they may differ after it.
         probe: what to compare them on: some hundred samples, of all their tasks. None of it needs a label.
@@ -62,7 +66,7 @@ def zip_models(
         a: see ``match_features``.
         b: see ``match_features``.
         calibration: see ``calibration``; None: weights as they are merged, nothing else.
-        groups: which axes move together; None: derived from the first model.
+        groups: which axes move together, in the widest model where widths differ; None: derived.
         statistics: what ``group_statistics`` said of these models, where they are zipped in several ways.
         outputs: for models that return a mapping, the entries that count.
         shares: how much each model counts where units are merged, beside the others; None: alike.
@@ -104,17 +108,23 @@ def zip_models(
         raise BadInput("networks are not compared on one sample. Give some hundred, in batches of two or more.")
     given, groups = groups, AxisGroups.of(networks[0], example, outputs) if groups is None else groups
     stop = None if stop_at is None else groups.stop(stop_at)
-    _check_alike(networks, names, stop)
+    unlike = _unlike(networks, names, stop, method)
+    widest = widest_of(networks, names, unlike)
     if given is not None:
-        _check_fit(given, networks[0], names[0], None if stop is None else stop.trunk)
-        groups = _checked(given, networks[0], names[0], example, outputs)
-    groups = groups if stop is None else _up_to(groups, stop, networks[0], example)
-    aligned, notes = _align(networks, names, groups, batches, statistics, method, a, b, calibration, seed)
-    merging = Merging(networks, names, groups, aligned, batches, example, outputs, calibration, seed, shares)
+        _check_fit(given, networks[widest], names[widest], None if stop is None else stop.trunk)
+        groups = _checked(given, networks[widest], names[widest], example, outputs)
+    elif widest:
+        groups = AxisGroups.of(networks[widest], example, outputs)
+    even = Widened(networks, groups)
+    if unlike:
+        even = widened(networks, names, widest, groups, example, outputs, stop)
+    groups = groups if stop is None else _up_to(groups, stop, even.networks[0], example)
+    aligned, notes = _align(even, names, groups, batches, statistics, method, a, b, calibration, seed)
+    merging = Merging(networks, even, names, groups, aligned, batches, example, outputs, calibration, seed, shares)
     with torch.no_grad():
         if stop is not None:
             return Zipped(merging.up_to(stop), names, stop.place, groups, aligned, notes, example)
-        network = deepcopy(networks[0])
+        network = deepcopy(even.networks[0])
         network.load_state_dict(merging.to_the_end())
         return Zipped(network, names, None, groups, aligned, notes, example)
 
@@ -133,7 +143,7 @@ def group_statistics(
     Args:
         models: see ``zip_models``.
         probe: see there.
-        groups: of the models' architecture.
+        groups: of the models' architecture; of the widest.
         prepare: see there.
         batch_size: see there.
         device: see there.
@@ -143,13 +153,19 @@ def group_statistics(
     """
     networks, names, own_prepare = _opened(models, device)
     _check_whole(networks, names)
-    _check_fit(groups, networks[0], names[0], None)
     batches = ProbeBatches(probe, networks[0], prepare=prepare or own_prepare, batch_size=batch_size)
+    moved = {member.tensor for group in groups for member in group.members}
+    unlike = [name for name in _unlike(networks, names, None, "zip") if name in moved]
+    widest = widest_of(networks, names, unlike)
+    _check_fit(groups, networks[widest], names[widest], None)
+    if unlike:
+        example = first_samples(next(iter(batches)), 2)
+        networks = list(widened(networks, names, widest, groups, example, None, None).networks)
     return gather(networks, groups, batches, names)
 
 
 def _align(
-    networks: Sequence[nn.Module],
+    even: Widened,
     names: tuple[str, ...],
     groups: AxisGroups,
     batches: ProbeBatches,
@@ -161,20 +177,27 @@ def _align(
     seed: int,
 ) -> tuple[NetworkAlignment, tuple[str, ...]]:
     """The alignment, and notes about it: what to know before relying on the merge."""
+    networks = even.networks
     aligned, chance, notes = NetworkAlignment({}, {}), dict[str, float](), list[str]()
     if method not in ("identity", "weight_matching"):
         if statistics is None:
             statistics = gather(networks, groups, batches, names)
         else:
             _check_of(statistics, networks, names)
-        notes += _silent_units(groups, statistics)
-        aligned = align(groups, statistics, cast("Method", method), a=a, b=b)
+        notes += _silent_units(groups, statistics, even.units)
+        aligned = align(groups, statistics, cast("Method", method), a=a, b=b, units=even.units)
         seen = [group for group in groups if group.name in statistics.rows]
         chance = {group.name: _best_by_chance(group.size, statistics.rows[group.name]) for group in seen}
     unseen = [group.name for group in groups if group.name not in aligned.alignments]
     if method == "weight_matching" or (method != "identity" and unseen):
         states = [network.state_dict() for network in networks]
-        parameters = _alike(networks)
+        parameters = _alike(networks) - even.foreign
+        ragged = [name for name in unseen if name in even.units]
+        if ragged:
+            raise BadInput(
+                f"nothing shows the units of {some(ragged)}, and the networks have different numbers of them. They can "
+                "only be matched by their weights, one to one: zip networks of one width."
+            )
         matched = match_weights(states, groups, parameters, seed=seed, given=aligned.alignments)
         for group in (group for group in groups if group.name in matched.alignments):
             numbers = sum(
@@ -220,20 +243,29 @@ def _opened(
     return [one.module for one in opened], tuple(checkpoint.name for checkpoint in checkpoints), prepare
 
 
-def _check_alike(networks: Sequence[nn.Module], names: Sequence[str], stop: Stop | None) -> None:
-    """Refuses networks with other tensors than the first where they are merged."""
+def _unlike(networks: Sequence[nn.Module], names: Sequence[str], stop: Stop | None, method: Matching) -> list[str]:
+    """The tensors whose sizes are not those of the first network, where they are merged.
+
+    Raises:
+        BadInput: networks have other tensors than the first, or sizes that the method is not for.
+    """
     wanted = {name: tuple(value.shape) for name, value in networks[0].state_dict().items()}
+    everywhere: dict[str, None] = {}
     for network, who in zip(networks[1:], names[1:], strict=True):
         found = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         compared = [*wanted, *(name for name in found if name not in wanted)] if stop is None else stop.trunk
         unlike = [name for name in compared if wanted.get(name) != found.get(name)]
-        if unlike:
-            shapes = " and ".join(str(one.get(unlike[0], "none")) for one in (wanted, found))
-            hint = "" if stop is not None else " Where only what comes last differs, merge up to a stop before it."
+        others = [name for name in unlike if len(wanted.get(name, ())) != len(found.get(name, ()))]
+        if others or (unlike and method != "zip"):
+            first = (others or unlike)[0]
+            shapes = " and ".join(str(one.get(first, "none")) for one in (wanted, found))
+            rule = "have one architecture" if others else f"by {method} have equal widths; zip also takes others"
             raise BadInput(
-                f"{names[0]} and {who} differ in {some(unlike)}: {unlike[0]} has shapes {shapes}. "
-                f"Networks that are zipped have one architecture, and all of its widths are equal.{hint}"
+                f"{names[0]} and {who} differ in {some(others or unlike)}: {first} has shapes {shapes}. "
+                f"Networks that are zipped {rule}.{'' if stop is not None else STOP_BEFORE}"
             )
+        everywhere |= dict.fromkeys(unlike)
+    return list(everywhere)
 
 
 def _check_whole(networks: Sequence[nn.Module], names: Sequence[str]) -> None:
@@ -307,8 +339,8 @@ def _up_to(groups: AxisGroups, stop: Stop, network: nn.Module, example: Example)
     return replace(groups, groups=tuple(kept))
 
 
-def _silent_units(groups: AxisGroups, statistics: GroupStatistics) -> list[str]:
-    """A note where units never vary.
+def _silent_units(groups: AxisGroups, statistics: GroupStatistics, units: Mapping[str, Sequence[int]]) -> list[str]:
+    """A note where units never vary; ``units`` are how many each network has, where they differ.
 
     Raises:
         BadInput: none does.
@@ -319,8 +351,10 @@ def _silent_units(groups: AxisGroups, statistics: GroupStatistics) -> list[str]:
         if sites:
             variances = (np.diagonal(statistics.covariances[group.name][site]) for site in sites)
             still = [constant_features(one).reshape(statistics.models, group.size, -1).all(2) for one in variances]
-            silent += int(np.logical_and.reduce(still).sum())
-            total += statistics.models * group.size
+            counts = units.get(group.name, (group.size,) * statistics.models)
+            own = np.arange(group.size) < np.array(counts)[:, None]
+            silent += int((np.logical_and.reduce(still) & own).sum())
+            total += sum(counts)
     if total and silent == total:
         raise BadInput("no unit of the networks varies on these samples. Are the samples all the same?")
     if not silent:
