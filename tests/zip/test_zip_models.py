@@ -544,3 +544,20 @@ def test_units_that_never_vary_are_no_trouble(calibration):
     assert bool(run(zipped.network, data).isfinite().all())
     both = zip_models([dead, dead], data, groups=groups, calibration=None)
     assert relative(run(both.network, data), run(dead, data)) < 1e-5
+
+
+def test_networks_of_other_code_and_equal_shapes_are_refused():
+    """Four heads of 8 numbers and eight of 4 have the same tensors; nothing but running them tells them apart."""
+    torch.manual_seed(0)
+    four, eight = (networks.Block(networks.FusedAttention(heads=heads)).eval() for heads in (4, 8))
+    with pytest.raises(BadInput, match=r"model 0 and model 1 have tensors of the same shapes and compute different"):
+        zip_models([four, eight], WORDS, calibration=None)
+    narrow = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    other = copy.deepcopy(narrow)
+    other[3] = nn.Tanh()
+    assert zip_models([narrow, other], VECTORS, stop_at="1", calibration=None).network is not None
+    with pytest.raises(BadInput, match="an activation or another setting"):
+        zip_models([narrow, other], VECTORS, calibration=None)
+    other[1] = nn.Tanh()
+    with pytest.raises(BadInput, match="compute different things"):
+        zip_models([narrow, other], VECTORS, stop_at="1", calibration=None)

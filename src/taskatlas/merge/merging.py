@@ -111,7 +111,7 @@ class Merging:
             places |= {axis: places[axis][positions] for axis, positions in own.items()}
             rest = graph.after(nodes[model])
             start = {name: tensors_of_graph(graph, network)[name] for name in tensor_names(rest)}
-            wanted = [regroup(own)(value) for (value,) in parents[model].outputs]
+            wanted = [regroup(own).to(value.device)(value) for (value,) in parents[model].outputs]
             unmerge, head = self._head(rest, start, places, merged, wanted, inputs)
             unmerges.append(unmerge)
             heads.append(as_module(rest, head, _parameters(network)))
@@ -164,7 +164,7 @@ class Merging:
         inputs: Sequence[Sequence[object]],
     ) -> tuple[nn.Module, dict[str, Tensor]]:
         """What takes the merged tensor apart for one model, and the rest of that model."""
-        unmerge: nn.Module = regroup(places)
+        unmerge: nn.Module = regroup(places).to(next(iter(merged.tensors.values())).device)
         if self.calibration is None:
             return unmerge, tensors
         given = [value for (value,) in merged.outputs]

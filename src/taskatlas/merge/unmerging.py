@@ -57,11 +57,11 @@ def unmix(
         own: the model's own.
         generator: chooses the rows of the regression, where there are more than it needs.
     """
-    start = regroup(places)
+    start = regroup(places).to(own[0].device)
     if len(places) != 1:
         return start
     ((axis, index),) = places.items()
-    unit = torch.eye(merged[0].shape[axis], dtype=torch.float64)[torch.from_numpy(index)]
+    unit = torch.eye(merged[0].shape[axis], dtype=torch.float64, device=own[0].device)[torch.from_numpy(index)]
     quota = -(-ROWS * (len(index) + 1) // len(merged))
     parts = [
         some_rows(_as_rows(x, axis), _as_rows(y - start(x), axis), quota, generator)

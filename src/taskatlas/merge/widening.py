@@ -94,6 +94,36 @@ def widest_of(networks: Sequence[nn.Module], names: Sequence[str], unlike: Seque
     )
 
 
+@torch.no_grad()
+def check_one_code(
+    networks: Sequence[nn.Module],
+    names: Sequence[str],
+    stop: Stop | None,
+    example: Example,
+    outputs: Sequence[str] | None,
+) -> None:
+    """Refuses networks of the same tensors that do other things with them: another number of heads, say.
+
+    Each network's weights are run by the first one's code.
+
+    Raises:
+        BadInput: what comes out, or is seen at the stop, is not what the network itself computes.
+    """
+    for network, who in zip(networks[1:], names[1:], strict=True):
+        code, own = deepcopy(networks[0]), network.state_dict()
+        code.load_state_dict({name: own[name] for name in (own if stop is None else stop.trunk)}, strict=stop is None)
+        if stop is None:
+            wanted, found = ([*_outputs(one, example, outputs).values()] for one in (network, code))
+        else:
+            wanted, found = ([seen_at(one, example, [stop.place])[stop.place]] for one in (network, code))
+        broken = not all(bool(value.isfinite().all()) for value in wanted)  # which layer breaks it is said later
+        if not broken and not _all_close(wanted, found):
+            raise BadInput(
+                f"{names[0]} and {who} have tensors of the same shapes and compute different things with them. Do they "
+                "differ in the number of heads, in an activation or another setting? Merge those of one architecture."
+            )
+
+
 def widened(
     networks: Sequence[nn.Module],
     names: Sequence[str],
@@ -299,7 +329,7 @@ def _check_same(
         for axis, positions in found.own_positions(stop, model, second.shape, first.shape).items():
             second = second.index_select(axis, torch.from_numpy(positions).to(second.device))
         own, wide = [first], [second]
-    if not all(one.shape == other.shape and _close(one, other) for one, other in zip(own, wide, strict=True)):
+    if not _all_close(own, wide):
         raise BadInput(
             f"{who} computes something else once it is as wide as the widest network. Does its forward pass have "
             "numbers in it that depend on the width? Zip networks of one width."
@@ -310,6 +340,11 @@ def _outputs(network: nn.Module, example: Example, outputs: Sequence[str] | None
     call = Call.of(network, example, outputs)
     with quiet(network):
         return call.named(network(*call.arguments, **call.keywords))
+
+
+def _all_close(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    pairs = zip(ones, others, strict=False)
+    return len(ones) == len(others) and all(a.shape == b.shape and _close(a, b) for a, b in pairs)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -22,7 +22,7 @@ from taskatlas.merge.merging import Merging
 from taskatlas.merge.network_graph import NetworkGraph, needed_for, seen_at
 from taskatlas.merge.probe_batches import Data, ProbeBatches, batch_length, first_samples
 from taskatlas.merge.weight_matching import match_weights
-from taskatlas.merge.widening import STOP_BEFORE, Widened, widened, widest_of
+from taskatlas.merge.widening import STOP_BEFORE, Widened, check_one_code, widened, widest_of
 from taskatlas.merge.zipped import Zipped
 from taskatlas.zoo import Checkpoint
 from taskatlas.zoo.builders import some
@@ -118,6 +118,8 @@ def zip_models(
     even = Widened(networks, groups)
     if unlike:
         even = widened(networks, names, widest, groups, example, outputs, stop)
+    else:
+        check_one_code(networks, names, stop, example, outputs)
     groups = groups if stop is None else _up_to(groups, stop, even.networks[0], example)
     aligned, notes = _align(even, names, groups, batches, statistics, method, a, b, calibration, seed)
     merging = Merging(networks, even, names, groups, aligned, batches, example, outputs, calibration, seed, shares)
