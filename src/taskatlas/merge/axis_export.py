@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -131,16 +131,20 @@ def _twins(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 class _Fingerprints(Interpreter):
-    """Runs a graph and keeps a fingerprint of every tensor as it is made: a later operation may write into it."""
+    """Runs a graph and keeps a fingerprint of every tensor as it is made: a later operation may write into it.
 
-    def __init__(self, program: ExportedProgram) -> None:
+    Weights as they are, or seen from another side, have none: no module has anything to show there.
+    """
+
+    def __init__(self, program: ExportedProgram, weights: Iterable[Tensor]) -> None:
         super().__init__(program.graph_module)
         self.of: dict[Node, str] = {}
+        self._weights = {_storage(tensor) for tensor in weights}
 
     def run_node(self, n: Node) -> Any:
         """The node's value, noted."""
         value = super().run_node(n)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and _storage(value) not in self._weights:
             self.of[n] = _fingerprint(value)
         return value
 
@@ -156,7 +160,7 @@ def _fingerprints(program: ExportedProgram, call: Call, weights: Weights) -> dic
         else:
             own = weights.get(target.removeprefix(_PREFIX))
             values.append(program.constants[target] if own is None else own)
-    interpreter = _Fingerprints(program)
+    interpreter = _Fingerprints(program, weights.values())
     interpreter.run(*values)
     return interpreter.of
 
@@ -219,6 +223,10 @@ def _operations(
         and any(source in of_weights - of_inputs for source in node.all_input_nodes)
         and prints.get(node) in named
     }
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _fingerprint(tensor: Tensor) -> str:
