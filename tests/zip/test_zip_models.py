@@ -561,3 +561,11 @@ def test_networks_of_other_code_and_equal_shapes_are_refused():
     other[1] = nn.Tanh()
     with pytest.raises(BadInput, match="compute different things"):
         zip_models([narrow, other], VECTORS, stop_at="1", calibration=None)
+
+
+def test_a_forward_that_is_wrapped_still_runs_with_other_weights():
+    torch.manual_seed(0)
+    models = [networks.mlp().eval(), networks.mlp().eval()]
+    for model in models:
+        model.forward = lambda x, run=model.forward: run(x)
+    assert zip_models(models, VECTORS, calibration=None).stop_at is None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from taskatlas.errors import BadInput
 from taskatlas.merge.aligning import may_be_zipped
 from taskatlas.merge.axis_groups import AxisGroups, Example, Layout, Stop
-from taskatlas.merge.axis_run import Call
+from taskatlas.merge.axis_run import Call, Weights, tensors_of, watching
 from taskatlas.merge.network_graph import seen_at
 from taskatlas.probe import quiet
 from taskatlas.zoo.builders import some
@@ -109,13 +109,13 @@ def check_one_code(
     Raises:
         BadInput: what comes out, or is seen at the stop, is not what the network itself computes.
     """
+    code = tensors_of(networks[0])
     for network, who in zip(networks[1:], names[1:], strict=True):
-        code, own = deepcopy(networks[0]), network.state_dict()
-        code.load_state_dict({name: own[name] for name in (own if stop is None else stop.trunk)}, strict=stop is None)
-        if stop is None:
-            wanted, found = ([*_outputs(one, example, outputs).values()] for one in (network, code))
-        else:
-            wanted, found = ([seen_at(one, example, [stop.place])[stop.place]] for one in (network, code))
+        own = tensors_of(network)
+        kept = networks[0].state_dict() if stop is None else stop.trunk  # without buffers that belong to the code
+        moved = {name: own[name] for name in kept if name in own}
+        wanted = _computed(network, own, stop, example, outputs)
+        found = _computed(networks[0], {**code, **moved}, stop, example, outputs)
         broken = not all(bool(value.isfinite().all()) for value in wanted)  # which layer breaks it is said later
         if not broken and not _all_close(wanted, found):
             raise BadInput(
@@ -334,6 +334,18 @@ def _check_same(
             f"{who} computes something else once it is as wide as the widest network. Does its forward pass have "
             "numbers in it that depend on the width? Zip networks of one width."
         )
+
+
+def _computed(
+    network: nn.Module, weights: Weights, stop: Stop | None, example: Example, outputs: Sequence[str] | None
+) -> list[Tensor]:
+    """What comes out with these weights, or is seen at a stop."""
+    seen: list[Tensor] = []
+    call = Call.of(network, example, outputs if stop is None else None)
+    places = [] if stop is None else [stop.place]
+    with quiet(network), watching(network, places, lambda _, tensor: seen.append(tensor.detach().clone())):
+        found = call.run(weights)
+    return [*found.values()] if stop is None else seen
 
 
 def _outputs(network: nn.Module, example: Example, outputs: Sequence[str] | None) -> dict[str, Tensor]:
