@@ -30,12 +30,13 @@ Remedy = Literal["least_squares", "repair", "reset"]
 def calibrate(
     graph: Graph, merged: Walker, parents: Sequence[Walker], mix: Mix, remedy: Remedy, *, seed: int = 0
 ) -> None:
-    """Changes the merged network's tensors; every walker ends with the values of the graph's outputs.
+    """Changes the merged network's tensors; every walker that is needed ends with the values of the graph's outputs.
 
     Args:
         graph: of all.
         merged: the network to calibrate.
-        parents: what it was merged from; for ``least_squares`` with their norms folded, as the merged one's.
+        parents: what it was merged from; for ``least_squares`` with their norms folded, as the merged one's. ``reset``
+            needs none, and they stay where they are.
         mix: what the merged network should compute.
         remedy: see above.
         seed: of the rows that regressions are made of, where there are more than enough.
@@ -47,9 +48,10 @@ def calibrate(
     last_needed = last_uses(graph)
     operations = [operation for operation in map(LinearOperation.at, graph.nodes) if operation is not None]
     fitted = {operation.norm.node for operation in operations if operation.norm is not None}
+    walkers = (merged,) if remedy == "reset" else (*parents, merged)
     for node in track(list(graph.nodes), f"calibrating ({remedy.replace('_', ' ')})"):
         operation, norm = LinearOperation.at(node), BatchNorm.at(node)
-        for walker in (*parents, merged):
+        for walker in walkers:
             walker.step(node)
         if operation is not None and remedy == "least_squares":
             fit(operation, merged, parents, mix, generator)
@@ -60,7 +62,7 @@ def calibrate(
             if remedy != "reset":
                 _rescale_norm(norm, merged, parents, mix)
             merged.step(node)
-        for walker in (*parents, merged):
+        for walker in walkers:
             walker.forget(last_needed[node])
 
 

@@ -143,7 +143,7 @@ class Merging:
     def _merge(
         self, graph: Graph, tensors: Sequence[Mapping[str, Tensor]], inputs: Sequence[Sequence[object]]
     ) -> tuple[Walker, list[Walker]]:
-        """The merged network and its parents, all at the end of the graph."""
+        """The merged network and its parents, at the end of the graph where the calibration needs them there."""
         own = [{name: values[name] for name in tensor_names(graph)} for values in tensors]
         if self.calibration == "least_squares":
             own = [fold_norms(graph, values) for values in own]
@@ -172,8 +172,10 @@ class Merging:
             tensors = fold_norms(rest, tensors)
             unmerge = unmix(places, given, wanted, generator=torch.Generator().manual_seed(self.seed))
         head = Walker(dict(tensors), [[unmerge(value), *flat] for value, flat in zip(given, inputs, strict=True)])
-        own = Walker(tensors, [[value, *flat] for value, flat in zip(wanted, inputs, strict=True)])
-        calibrate(rest, head, [own], lambda values, *_: values[0], self.calibration, seed=self.seed)
+        own = []
+        if self.calibration != "reset":  # which does not look at what a network computed by itself
+            own = [Walker(tensors, [[value, *flat] for value, flat in zip(wanted, inputs, strict=True)])]
+        calibrate(rest, head, own, lambda values, *_: values[0], self.calibration, seed=self.seed)
         return unmerge, head.tensors
 
 
