@@ -150,7 +150,7 @@ def test_split_ranks_and_writes(run, run_json, place):
 
 
 @pytest.mark.parametrize("repeats", [0, 1])
-def test_a_split_by_discovered_tasks_tells_their_scores(run, run_json, place, repeats):
+def test_a_split_by_discovered_tasks_tells_their_scores(run, run_json, place, repeats, monkeypatch):
     atlas = run_json(*DISCOVER)["tasks"]
     asked = ("split", "data.npz", "--tasks", "found", "--target", "0,1", "--repeats", repeats, *TRAINED)
     found = run_json(*asked, "--out", "broken")["splits"]
@@ -162,6 +162,7 @@ def test_a_split_by_discovered_tasks_tells_their_scores(run, run_json, place, re
         assert row["lift"] == pytest.approx(min(atlas[row["task"]]["lift"].values()))
         assert set(row["nulls"]) == {"random", "untrained"}
     assert str((place / "found/agreement.json").resolve()) in load_receipts(Path("broken"))[0].sources
+    monkeypatch.setenv("COLUMNS", "80")
     told = run(*asked, "--out", "again").out
     assert max(map(len, told.splitlines())) <= 80
     assert {"like", "agree", "lift"} <= set(told.split())
@@ -294,3 +295,11 @@ def test_a_rate_that_is_too_high_is_a_failure(run, place):
     assert ran.code == 1
     assert "inner step" in ran.err
     assert "Try an inner rate below" in ran.err
+
+
+def test_coverage_of_many_tasks_is_summed_up():
+    from taskatlas.cli.discover import _coverage
+
+    assert _coverage({"b": 0.75, "a": 0.5}) == "b 0.750, a 0.500"
+    many = {f"task {number}": number / 16 for number in range(16)}
+    assert _coverage(many) == "16 tasks, mean 0.469, from task 0 0.000 to task 15 0.938"

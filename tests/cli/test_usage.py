@@ -172,3 +172,17 @@ def test_a_reader_that_goes_away_is_no_traceback(place, atlas):
     )
     assert "Traceback" not in ran.stderr
     assert "Exception ignored" not in ran.stderr
+
+
+def test_tables_in_a_file_are_not_folded(monkeypatch, capsys):
+    """What is no terminal has no width, unless COLUMNS gives it one."""
+    from taskatlas.cli.options import DEFAULTS, emit, table
+
+    shown = table("title", ["name", "x"], [["a name of many words and letters " * 5, 0.5]])
+    monkeypatch.delenv("COLUMNS", raising=False)
+    emit(DEFAULTS, {}, [shown])
+    wide = capsys.readouterr().out
+    assert max(map(len, wide.splitlines())) > 160
+    monkeypatch.setenv("COLUMNS", "60")
+    emit(DEFAULTS, {}, [shown])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60

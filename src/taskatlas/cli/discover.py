@@ -1,12 +1,15 @@
 """``taskatlas discover``."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from taskatlas.cli.options import DEFAULTS, Common, NotNegative, Positive, counted, emit, table, warn
+
+_LISTED = 12  # known tasks; of more a summary is shown
 
 app = App(
     name="discover",
@@ -187,8 +190,17 @@ def discover(
     if len(alike):
         lines.append(f"similarity of pairs: mean {alike.mean():.3f}, largest {alike.max():.3f}")
     if covered:
-        lines.append("covered by a linear probe: " + ", ".join(f"{n} {v:.3f}" for n, v in covered.items()))
+        lines.append(f"covered by a linear probe: {_coverage(covered)}")
     emit(common, document, [*lines, f"wrote {out}: tasks.csv and its pictures, task-0.png and on"])
+
+
+def _coverage(covered: Mapping[str, float]) -> str:
+    """Accuracy on each known task; of many the mean and both ends."""
+    said = {name: f"{name} {value:.3f}" for name, value in sorted(covered.items(), key=lambda item: item[1])}
+    if len(said) <= _LISTED:
+        return ", ".join(said[name] for name in covered)
+    mean = sum(covered.values()) / len(covered)
+    return f"{len(said)} tasks, mean {mean:.3f}, from {next(iter(said.values()))} to {[*said.values()][-1]}"
 
 
 def _features(path: Path) -> Any:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from cyclopts.validators import Number
 
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]
 NotNegative = Annotated[int, Parameter(validator=Number(gte=0))]
+
+_FILE = 1000  # columns of what is no terminal: nothing is folded there
+_WORD = 16  # letters of a word that a table does not break
 
 
 @Parameter(name="*")
@@ -45,7 +50,8 @@ def emit(common: Common, document: Mapping[str, Any], lines: Sequence[Any]) -> N
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    measured = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(highlight=False, width=None if measured else _FILE)
     for line in lines:
         console.print(line, markup=False, soft_wrap=isinstance(line, str))
 
@@ -66,7 +72,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for position, column in enumerate(columns):
         numeric = any(isinstance(row[position], int | float) for row in rows)
-        width = max(len(_cell(row[position])) for row in rows) if numeric else None  # a number is never broken
+        cells = [_cell(row[position]) for row in rows]
+        words = max((len(word) for cell in cells for word in cell.split()), default=0)
+        width = max(map(len, cells)) if numeric else min(words, _WORD)  # a number is never broken
         made.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=width)
     for row in rows:
         made.add_row(*(escape(_cell(value)) for value in row))
