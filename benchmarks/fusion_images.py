@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from fusion_tasks import QUICK, Suite, in_turns
+from fusion_tasks import QUICK, Suite, disjoint
 from torch import Tensor, nn
 
 import taskatlas as ta
@@ -26,7 +26,6 @@ SIZES = {"train": 1600, "held_out": 240, "validation": 100, "test": 210}
 DEPTHS = (20, 32)  # of the base, and of the family to which hypernetworks go
 FEATURES = 56
 SEVERITY = 3
-SIDE = 32
 
 Split = Mapping[str, tuple[np.ndarray, np.ndarray]]  # images (n, 32, 32, 3) and labels, for training and for tests
 
@@ -43,7 +42,10 @@ def read_image_suite(data: Path, networks: Path, quick: bool) -> Suite:
     }
     sizes = QUICK if quick else SIZES
     return Suite(
-        tasks={name: split_up(name, split, sizes) for name, split in every.items()},
+        tasks={
+            name: disjoint(*(probe_of(f"{name} {part}", *split[part]) for part in ("train", "test")), sizes)
+            for name, split in every.items()
+        },
         families={f"resnet-{depth}": partial(classifier, networks, depth) for depth in DEPTHS},
         prepare=cifar_resnet.prepare,
         extractor=ta.Extractor.of(trained(networks, FEATURES), prepare=cifar_resnet.prepare),
@@ -131,15 +133,6 @@ def read_scans() -> Split:
 def coloured(images: np.ndarray) -> np.ndarray:
     """Grey images with three equal channels."""
     return np.repeat(images[..., None], 3, axis=-1)
-
-
-def split_up(task: str, split: Split, sizes: Mapping[str, int]) -> dict[str, ta.Probe]:
-    """Disjoint samples: three splits of those for training, one of those for tests."""
-    train, test = (in_turns(probe_of(f"{task} {part}", *split[part])) for part in ("train", "test"))
-    parts, start = {}, 0
-    for name in ("held_out", "validation", "train"):
-        parts[name] = train.take(range(start, start := min(start + sizes[name], len(train))))
-    return parts | {"test": test.take(range(min(sizes["test"], len(test))))}
 
 
 def probe_of(name: str, images: np.ndarray, labels: np.ndarray) -> ta.Probe:

@@ -374,6 +374,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     chosen = parser.parse_args(arguments)
+    if not chosen.table and not (chosen.texts or (chosen.images and chosen.networks)):
+        parser.error("give --texts, or --images and --networks, or --table")
     finished = True
     if not chosen.table:
         if chosen.images:

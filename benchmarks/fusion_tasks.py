@@ -129,7 +129,12 @@ def bert(encoder: Path, layers: int) -> nn.Module:
 
 def read_splits(path: Path, sizes: Mapping[str, int]) -> dict[str, ta.Probe]:
     """Disjoint splits of a table: three of its rows for training, and one of those for tests."""
-    train, test = (in_turns(ta.Probe.from_table(path, split=split)) for split in ("train", "test"))
+    return disjoint(*(ta.Probe.from_table(path, split=split) for split in ("train", "test")), sizes)
+
+
+def disjoint(train: ta.Probe, test: ta.Probe, sizes: Mapping[str, int]) -> dict[str, ta.Probe]:
+    """Held-out, validation and training samples from the first, test samples from the second, classes in turns."""
+    train, test = in_turns(train), in_turns(test)
     parts, start = {}, 0
     for name in ("held_out", "validation", "train"):
         parts[name] = train.take(range(start, start := min(start + sizes[name], len(train))))

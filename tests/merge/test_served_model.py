@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.clusters import Clusters
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.low_rank import LowRankVectors
@@ -157,3 +158,14 @@ def test_low_rank_experts_are_served_by_adapted_weights_alone(tmp_path, monkeypa
     few.save(tmp_path / "clusters.safetensors")
     again = trained.served(tmp_path / "clusters.safetensors")
     assert (again.predict_log_proba(x, "y") == few.predict_log_proba(x, "y")).all()
+
+
+def test_coefficients_are_clustered_by_the_weights_that_they_move():
+    """The second coefficient differs more, the first moves a hundred times as much."""
+    base = {"w": torch.zeros(2)}
+    vectors = TaskVectors.of(base, {"a": {"w": torch.tensor([100.0, 0.0])}, "b": {"w": torch.tensor([0.0, 1.0])}})
+    coefficients = torch.tensor([[0.0, 0.0], [0.0, 9.0], [1.0, 0.0], [1.0, 9.0]])
+    clusters = Clusters.of(coefficients, vectors, 2)
+    which, bounds = clusters.assign(coefficients)
+    assert which[0] == which[1] != which[2] == which[3]
+    assert bounds.tolist() == pytest.approx([4.5] * 4)

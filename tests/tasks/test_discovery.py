@@ -162,15 +162,23 @@ def test_the_sequential_route_keeps_unlike_tasks(blobs):
         discover_in_turn(blobs(160), small, n_tasks=0)
 
 
-def test_the_sequential_route_does_not_find_known_tasks_again(blobs):
+def test_the_sequential_route_does_not_find_known_tasks_again(blobs, monkeypatch):
     data = blobs(160)
     search = Search(
         steps=8, batch_size=48, asked=32, inner_steps=6, inner_rate=0.5, learning_rate=0.01, coefficient=2.0
     )
     first = discover_in_turn(data, small, n_tasks=1, bound=0.75, search=search)
     known = first[0].among(data.ids[::-1])
+    given = []
+
+    def searching(*arguments, known, **settings):
+        given.append([list(task.labels) for task in known])
+        return discover_tasks(*arguments, known=known, **settings)
+
+    monkeypatch.setattr("taskatlas.tasks.sequential.discover_tasks", searching)
     found = discover_in_turn(data, small, n_tasks=1, known=[known], bound=0.75, search=search)
     assert len(found) == 1
+    assert all(labels == [list(first[0].among(data.ids).labels)] for labels in given)  # each search keeps away from it
     assert similarity(found[0], first[0]) <= 0.75
     other = Task("other", np.arange(160) % 2, tuple(f"x{i}" for i in range(160)))
     with pytest.raises(BadInput, match="'other' has no label"):

@@ -222,7 +222,7 @@ def digits():
                 *(nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 32), nn.ReLU(), nn.Linear(32, 10)),
             )
         )
-    train(models, x[:1200], [y[:1200]] * 2, epochs=6, learning_rate=3e-3)
+    train(models, x[:1200], [y[:1200]] * 2, epochs=30, learning_rate=3e-3)
     return models, x, y
 
 
@@ -246,8 +246,8 @@ def test_matching_and_calibration_beat_averaging():
             ("zip", "least_squares"),
         )
     }
-    assert found["permute", None] > found["identity", None] + 0.02
-    assert found["zip", None] > found["identity", None] + 0.05
+    assert found["permute", None] > found["identity", None] + 0.05
+    assert found["zip", None] > found["identity", None] + 0.1
     assert found["zip", "least_squares"] > found["zip", None]
     assert found["zip", "least_squares"] > 0.8
     assert found["zip", "repair"] > found["identity", None] + 0.1
