@@ -52,6 +52,18 @@ def test_constant_features_have_no_variance_at_all(dtype):
     assert (covariance_of(thirds) == 0).all()
 
 
+def test_features_that_vary_no_more_than_rounding_have_no_variance():
+    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3e-6, 3e-8])
+    pooled = Covariance()
+    pooled.update(x)
+    assert pooled.sizes == pytest.approx(x.double().square().mean(0).sqrt().numpy(), rel=1e-5)
+    assert (np.diagonal(pooled.covariance) > 0).all()
+    found = pooled.above_rounding(np.ones(3))
+    assert (found[2] == 0).all()
+    assert (found[:, 2] == 0).all()
+    assert (found[:2, :2] == pooled.covariance[:2, :2]).all()
+
+
 def test_pixels_and_tokens_are_samples():
     x = torch.arange(24.0).reshape(2, 3, 2, 2)
     assert as_samples(x, 1).tolist() == x.permute(0, 2, 3, 1).reshape(-1, 3).tolist()

@@ -92,6 +92,29 @@ def test_a_permuted_copy_is_aligned_back(name, method):
     assert relative(run(averaged.network, data), run(network, data)) > 0.01
 
 
+def test_a_place_that_shows_only_rounding_of_a_unit_does_not_count_for_it():
+    """Else the unit is only half like itself, and two others of one network, more alike, are joined before it."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), networks.LikeGELU(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        network[0].weight[2] = network[0].weight[1] + 0.2 * network[0].weight[2]
+        network[0].bias[0] = -1000
+    groups = AxisGroups.of(network, VECTORS[:2])
+    assert {site.place for site in groups["0"].taps} > {"0", "1"}
+    near = copy.deepcopy(network)
+    with torch.no_grad():
+        near[0].weight[0] *= 1.01  # so that the same unit rounds otherwise
+    before, after = (torch.stack([run(model[:end], VECTORS)[:, 0] for model in (network, near)]) for end in (1, 2))
+    assert torch.corrcoef(before)[0, 1] > 0.999999
+    assert torch.corrcoef(after)[0, 1].abs() < 0.3
+    order = groups.random_permutations(3)
+    other = with_weights(near, groups.permute(near.state_dict(), order))
+    zipped = zip_models([network, other], VECTORS, calibration=None, groups=groups)
+    assert (zipped.aligned.alignments["0"].places[1] == order["0"]).all()
+    assert relative(run(zipped.network, VECTORS), run(network, VECTORS)) < 1e-4
+    assert zipped.aligned.agreements["0"] > 0.999
+
+
 @pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "densenet", "fused attention"])
 def test_weights_alone_align_a_permuted_copy(name):
     network, groups, data = case(name)

@@ -20,7 +20,7 @@ Array: TypeAlias = np.ndarray | Tensor
 _TILE = 256
 _PADDING = 16
 _CHUNK = 8192  # samples in one product: few enough for float32 to sum
-_CONSTANT = 1e-6  # of the mean: a deviation this small is the rounding of a constant
+_ROUNDING = 1e-6  # of a value's size: a deviation this small is rounding in float32
 
 
 @dataclass(eq=False)
@@ -60,13 +60,37 @@ class Covariance:
         Raises:
             BadInput: there were no samples.
         """
-        if not self.count:
-            raise BadInput("there are no samples to compute a covariance on.")
+        return self.above_rounding(self.sizes)
+
+    @property
+    def sizes(self) -> Float[np.ndarray, " features"]:
+        """The root mean square of each feature.
+
+        Raises:
+            BadInput: there were no samples.
+        """
+        self._check_seen()
+        return (self.mean.square() + self.outer.diagonal() / self.count).sqrt().cpu().numpy()
+
+    def above_rounding(self, sizes: Float[np.ndarray, " features"]) -> Float[np.ndarray, "features features"]:
+        """The covariance; rows and columns of features that vary no more than values of such sizes round are exactly 0.
+
+        Args:
+            sizes: of each feature, or of what it is computed from, if that is larger.
+
+        Raises:
+            BadInput: there were no samples.
+        """
+        self._check_seen()
         found = (self.outer / self.count).cpu().numpy()
-        constant = np.sqrt(np.diagonal(found)) <= _CONSTANT * self.mean.abs().cpu().numpy()
+        constant = np.sqrt(np.diagonal(found)) <= _ROUNDING * sizes
         found[constant] = 0
         found[:, constant] = 0
         return found
+
+    def _check_seen(self) -> None:
+        if not self.count:
+            raise BadInput("there are no samples to compute a covariance on.")
 
     def _pool(self, values: Float[Tensor, "features samples"]) -> None:
         count = values.shape[1]

@@ -5,6 +5,9 @@ has a covariance of its own; they are added up once each has become a correlatio
 by all its places alike, whatever their scale. Places that hold the same tensor count once, and what a norm takes is
 left out where it can be seen what the norm gives: the two differ by little more than scale.
 
+A place may show nothing of a unit but rounding: GELU turns -6 into less than the rounding of -6. The unit counts as
+constant there, and is matched by the places where it does vary.
+
 Where two groups can be seen in one tensor (a mixer's tokens and channels), the other group's axis is no axis of
 samples: its order is not the same in all networks. Such places count only for a group that has no others, and as means
 over that axis.
@@ -80,11 +83,11 @@ def gather(
         seen = [_features(network, batch, wanted, outer, graph) for network in networks]
         for (name, site), covariance in pooled.items():
             _pool(covariance, [values[name, site] for values in seen], site, names)
-    covariances: dict[str, dict[Site, np.ndarray]] = {group.name: {} for group in groups if group.within is None}
-    rows: dict[str, int] = {}
+    sites: dict[str, dict[Site, Covariance]] = {group.name: {} for group in groups if group.within is None}
     for (name, site), covariance in pooled.items():
-        covariances[name][site] = covariance.covariance
-        rows[name] = max(rows.get(name, 0), covariance.count)
+        sites[name][site] = covariance
+    rows = {name: max(one.count for one in seen.values()) for name, seen in sites.items() if seen}
+    covariances = {name: _above_rounding(seen, whole=name in outer) for name, seen in sites.items()}
     return GroupStatistics(len(networks), tuple(map(content_of, networks)), rows, covariances)
 
 
@@ -197,6 +200,18 @@ def _pool(covariance: Covariance, features: list[Tensor], site: Site, names: Seq
                     f"{name} gives NaN or infinite values at {site.place!r}. Are its weights whole?"
                 ) from error
         raise
+
+
+def _above_rounding(seen: Mapping[Site, Covariance], whole: bool) -> dict[Site, np.ndarray]:
+    """A group's covariances by site, each without the units that show nothing but rounding there.
+
+    What is computed from a value is as uncertain as that value's rounding, so a unit is as large everywhere as where it
+    is largest. Where ``whole``, sites may show different positions of the units: each goes by its own sizes.
+    """
+    if whole or not seen:
+        return {site: covariance.covariance for site, covariance in seen.items()}
+    sizes = np.maximum.reduce([covariance.sizes for covariance in seen.values()])
+    return {site: covariance.above_rounding(sizes) for site, covariance in seen.items()}
 
 
 def _token_mask(batch: Example) -> Tensor | None:
