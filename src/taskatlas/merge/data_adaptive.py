@@ -23,7 +23,6 @@ from taskatlas.merge.clusters import Clusters
 from taskatlas.merge.depth_map import depth_map
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.family import Expert, Family
-from taskatlas.merge.flat_model import FlatModel
 from taskatlas.merge.fused_model import FusedModel
 from taskatlas.merge.fusion_arguments import check_arguments
 from taskatlas.merge.fusion_data import Data, Featured
@@ -34,6 +33,7 @@ from taskatlas.merge.fusion_steps import Groups, by_group, by_task
 from taskatlas.merge.hypernetwork import Bound, Hypernetwork, mean_coefficients, published_hypernetwork
 from taskatlas.merge.kept_features import KeptFeatures
 from taskatlas.merge.low_rank import Vectors, content_digests
+from taskatlas.merge.merged_models import MergedModels
 from taskatlas.merge.per_sample import Engine
 from taskatlas.merge.placement import Placement
 from taskatlas.merge.served_model import ServedModel
@@ -45,6 +45,7 @@ from taskatlas.store import Store, digest
 from taskatlas.zoo.builders import some
 
 _HELD = ("base", "experts", "extractor", "heads", "placement", "store")  # arguments that are no plain values
+_TOGETHER = 2  # models that are merged together: these and their gradients take the memory of two vectors
 _STATISTICS_BATCHES = 64  # of each task, from which BatchNorm's statistics are estimated after learning
 
 
@@ -212,7 +213,7 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         with self.family_.learning(self.seed):
             self.learned_: Learned | None = learn(
                 h,
-                {device: FlatModel(self.family_.vectors, device) for device in devices},
+                MergedModels(self.family_.vectors, devices, min(_TOGETHER, len(self.tasks_))),
                 by_task(networks, streams)
                 if groups is None
                 else by_group(

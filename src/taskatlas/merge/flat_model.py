@@ -1,5 +1,6 @@
 """A merged model to learn coefficients on: its weights and their gradient, flat, under what networks take."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -19,7 +20,6 @@ class FlatModel:
 
     Args:
         vectors: base and task vectors, dense or low-rank.
-        device: where networks run, when that is not where the vectors lie.
 
     Attributes:
         vectors: as given.
@@ -38,26 +38,21 @@ class FlatModel:
         tensor([5.], dtype=torch.float64)
     """
 
-    def __init__(self, vectors: Vectors, device: torch.device | None = None) -> None:
+    def __init__(self, vectors: Vectors) -> None:
         self.vectors = vectors
-        self.theta = vectors.base.to(device, copy=True)
+        self.theta = vectors.base.clone()
         self.gradient = torch.zeros_like(self.theta)
         self.reached: set[str] = set()
         gradients = vectors.views(self.gradient)
-        self._leaves = {name: view.detach().requires_grad_() for name, view in vectors.views(self.theta).items()}
+        self._leaves, self.tensors = leaves_of(vectors, self.theta)
         for name, leaf in self._leaves.items():
             leaf.grad = gradients[name]
             leaf.register_post_accumulate_grad_hook(partial(self._reach, name))  # type: ignore[no-untyped-call]
-        ties = {other: self._leaves[name] for other, name in vectors.ties.items() if name in self._leaves}
-        self.tensors: dict[str, Tensor] = {**self._leaves, **ties}
 
     def merge(self, coefficients: Float[Tensor, "N *T"]) -> None:
         """Makes θ that of these coefficients, and forgets the gradient."""
         with torch.no_grad():
-            if self.theta.device == self.vectors.base.device:
-                self.vectors.merged(coefficients, out=self.theta)
-            else:
-                self.theta.copy_(self.vectors.merged(coefficients))
+            self.vectors.merged(coefficients, out=self.theta)
             self.gradient.zero_()
 
     def backward(self, loss: Float[Tensor, ""], who: str = "the network") -> None:
@@ -70,16 +65,35 @@ class FlatModel:
         Raises:
             BadInput: the loss depends on no merged tensor.
         """
-        if not loss.requires_grad:
-            raise BadInput(
-                f"no output of {who} depends on a tensor that is merged. Does it run under no_grad, or does own= "
-                "leave nothing to merge?"
-            )
-        torch.autograd.backward(loss, inputs=list(self._leaves.values()))
+        run_backward(loss, self._leaves.values(), who)
 
     def gradient_of_coefficients(self, level: Level) -> Float[Tensor, "N *T"]:
         """∂L/∂λ_i = ⟨∂L/∂θ, τ_i⟩, summed over all backward passes since the last ``merge``; float64."""
-        return self.vectors.gradient(self.gradient.to(self.vectors.base.device), level)
+        return self.vectors.gradient(self.gradient, level)
 
     def _reach(self, name: str, _: Tensor) -> None:
         self.reached.add(name)
+
+
+def leaves_of(vectors: Vectors, flat: Float[Tensor, " D"]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a flat vector as leaves of autograd that share its memory, and the same with their tied names.
+
+    Each has a version of its own: that one changes says nothing about the others.
+    """
+    leaves = {name: view.data.requires_grad_() for name, view in vectors.views(flat).items()}
+    ties = {other: leaves[name] for other, name in vectors.ties.items() if name in leaves}
+    return leaves, {**leaves, **ties}
+
+
+def run_backward(loss: Float[Tensor, ""], leaves: Iterable[Tensor], who: str) -> None:
+    """Gradients of a loss for leaves, and for nothing else.
+
+    Raises:
+        BadInput: the loss depends on none of them.
+    """
+    if not loss.requires_grad:
+        raise BadInput(
+            f"no output of {who} depends on a tensor that is merged. Does it run under no_grad, or does own= "
+            "leave nothing to merge?"
+        )
+    torch.autograd.backward(loss, inputs=list(leaves))

@@ -3,8 +3,9 @@
 A step takes one batch of every task. The coefficients of its samples are averaged, the model is merged once for them
 into one flat vector, and the mean entropy of the predictions through the task's own head is the loss, less β times the
 entropy of the mean prediction where diversity is asked for. The gradient of the coefficients follows in closed form,
-∂L/∂λ_i = ⟨∂L/∂θ, τ_i⟩, and goes on into the hypernetwork, task after task: there is one merged model and one gradient
-however many tasks a step has (Tang et al., IJCV 2025, section 4).
+∂L/∂λ_i = ⟨∂L/∂θ, τ_i⟩, and goes on into the hypernetwork. Tasks are gone through two by two, which share the reading of
+the task vectors: there are two merged models, and at last their gradients, however many tasks a step has (Tang et al.,
+IJCV 2025, section 4).
 """
 
 import copy
@@ -12,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +24,10 @@ from torch import Tensor
 from taskatlas.engine import track
 from taskatlas.errors import WorkFailed
 from taskatlas.merge.adamerging import mean_entropy
-from taskatlas.merge.flat_model import FlatModel
 from taskatlas.merge.freed_memory import give_back_freed_memory
 from taskatlas.merge.fusion_steps import Sampled
 from taskatlas.merge.hypernetwork import Hypernetwork
+from taskatlas.merge.merged_models import MergedModels
 from taskatlas.merge.task_network import TaskNetwork
 from taskatlas.merge.task_vectors import Level
 
@@ -58,7 +60,7 @@ class Learned:
 
 def learn(
     hypernetwork: Hypernetwork,
-    models: Mapping[torch.device, FlatModel],
+    models: MergedModels,
     steps: Iterator[Iterable[Sampled]],
     names: Sequence[str],
     *,
@@ -74,7 +76,7 @@ def learn(
 
     Args:
         hypernetwork: h.
-        models: a merged model for each device on which networks run.
+        models: that are merged; as many batches as there are of them share a pass over the task vectors.
         steps: the batches of every step.
         names: of the K tasks or groups.
         level: of the coefficients.
@@ -100,26 +102,29 @@ def learn(
     sound, done = copy.deepcopy(hypernetwork.state_dict()), 0
     for step in track(range(count), "learning to merge"):
         descent.zero_grad()
-        for sampled in next(steps):
-            network, inputs = _network_of(sampled, hypernetwork, models)
-            model = models[network.device]
+        ran: list[Tensor] = []
+        for together in _batched(next(steps), len(models)):
             with torch.enable_grad():
-                coefficients = hypernetwork(sampled.features.to(place)).mean(0)
-                model.merge(coefficients)
-                logits = network.logits(inputs, model.tensors)
-                mean, marginal = mean_entropy(logits)
-                loss = sampled.share * (mean - diversity * spread_of(logits) if diversity else mean)
-            if not math.isfinite(float(mean.detach())):
-                raise WorkFailed(
-                    f"the predictions of {network.task!r} became NaN in step {step + 1} of {count}. "
-                    f"Try a learning rate below {learning_rate:g}, bound='clamp', or a smaller initial coefficient."
-                )
-            model.backward(loss, f"the network of task {network.task!r}")
-            coefficients.backward(model.gradient_of_coefficients(level).to(coefficients))
-            entropy[step, sampled.position] = [float(mean.detach()), float(marginal.detach())]
-            means[step, sampled.position] = _by_expert(coefficients, alive)
-            monitor.see(sampled.position, logits)
-            give_back_freed_memory()
+                coefficients = [hypernetwork(sampled.features.to(place)).mean(0) for sampled in together]
+            _backward(ran, models.turn(coefficients, level))
+            ran = coefficients
+            for slot, sampled in enumerate(together):
+                network, inputs = _network_of(sampled, models, slot)
+                with torch.enable_grad():
+                    logits = network.logits(inputs, models.tensors(slot, network.device))
+                    mean, marginal = mean_entropy(logits)
+                    loss = sampled.share * (mean - diversity * spread_of(logits) if diversity else mean)
+                if not math.isfinite(float(mean.detach())):
+                    raise WorkFailed(
+                        f"the predictions of {network.task!r} became NaN in step {step + 1} of {count}. "
+                        f"Try a learning rate below {learning_rate:g}, bound='clamp', or a smaller initial coefficient."
+                    )
+                models.backward(slot, network.device, loss, f"the network of task {network.task!r}")
+                entropy[step, sampled.position] = [float(mean.detach()), float(marginal.detach())]
+                means[step, sampled.position] = _by_expert(coefficients[slot], alive)
+                monitor.see(sampled.position, logits)
+                give_back_freed_memory()
+        _backward(ran, models.turn([], level))
         descent.step()
         done = step + 1
         if not all(bool(value.isfinite().all()) for value in hypernetwork.parameters()):
@@ -136,7 +141,7 @@ def learn(
         coefficients=means[:done],
         entropy=entropy[:done, :, 0],
         marginal_entropy=entropy[:done, :, 1],
-        reached=frozenset().union(*(model.reached for model in models.values())),
+        reached=frozenset(models.reached),
         collapsed=dict.fromkeys(monitor.collapsed(), done),
     )
 
@@ -218,21 +223,28 @@ def surest(
     return torch.stack(columns, 1)
 
 
-def _network_of(
-    sampled: Sampled, hypernetwork: Hypernetwork, models: Mapping[torch.device, FlatModel]
-) -> tuple[TaskNetwork, dict[str, Any]]:
+def _batched(step: Iterable[Sampled], size: int) -> Iterator[list[Sampled]]:
+    """The batches of a step, so many at a time; the last may be fewer."""
+    rest = iter(step)
+    while found := list(islice(rest, size)):
+        yield found
+
+
+def _backward(coefficients: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    for each, gradient in zip(coefficients, gradients, strict=True):
+        torch.autograd.backward(each, gradient.to(each))
+
+
+def _network_of(sampled: Sampled, models: MergedModels, slot: int) -> tuple[TaskNetwork, dict[str, Any]]:
     """The network of a batch; where the task is unknown, the one whose head is surest of these samples."""
-    if len(sampled.networks) == 1:
-        return sampled.networks[0], sampled.networks[0].inputs(sampled.batch)
-    with torch.no_grad():
-        coefficients = hypernetwork(sampled.features.to(hypernetwork.mean.device)).mean(0)
-        for model in {network.device: models[network.device] for network in sampled.networks}.values():
-            model.merge(coefficients)
-        logits = [
-            network.logits(network.inputs(sampled.batch), models[network.device].tensors).cpu()
-            for network in sampled.networks
-        ]
-        network = sampled.networks[int(surest(logits).mean(0).argmin())]
+    network = sampled.networks[0]
+    if len(sampled.networks) > 1:
+        with torch.no_grad():
+            logits = [
+                one.logits(one.inputs(sampled.batch), models.tensors(slot, one.device)).cpu()
+                for one in sampled.networks
+            ]
+            network = sampled.networks[int(surest(logits).mean(0).argmin())]
     return network, network.inputs(sampled.batch)
 
 
