@@ -277,17 +277,20 @@ def test_matching_and_calibration_beat_averaging():
 
 
 def test_later_stops_cost_less_and_lose_more():
+    """As merged; what calibration leaves is less at each stop, and most at the last: between others it may turn."""
     models, x, _ = digits()
-    costs, errors = [], []
+    costs, errors, fitted = [], [], []
     for stop in ("2", "4", "7"):
-        zipped = zip_models(models, x[:300], stop_at=stop)
+        for calibration, found in ((None, errors), ("least_squares", fitted)):
+            zipped = zip_models(models, x[:300], stop_at=stop, calibration=calibration)
+            outputs = zip(run(zipped.network, x), models, strict=True)
+            found.append(sum(float(relative(out, run(model, x))) for out, model in outputs))
         costs.append(cost_of(zipped.network, x[:50]).macs)
-        errors.append(
-            sum(relative(out, run(model, x)) for out, model in zip(run(zipped.network, x), models, strict=True))
-        )
     assert costs == sorted(costs, reverse=True)
     assert costs[0] < sum(cost_of(model, x[:50]).macs for model in models)
     assert errors == sorted(errors)
+    assert all(after < before for before, after in zip(errors, fitted, strict=True))
+    assert max(fitted) == fitted[-1]
 
 
 def test_heads_may_differ_after_the_stop():
