@@ -29,7 +29,18 @@ ROWS = (
 )
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}
 EXTRAS = {"transformers", "peft", "datasets", "huggingface_hub", "timm", "torchvision", "h5py", "dask", "lightning"}
-HEAVY = {"torch", "matplotlib", "sklearn", "scipy", "plotly", "transformers", "pandas", "pyarrow", "taskatlas.space"}
+HEAVY = {
+    "torch",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "plotly",
+    "transformers",
+    "numba",
+    "pandas",
+    "pyarrow",
+    "taskatlas.space",
+}
 
 
 def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
