@@ -107,3 +107,15 @@ def test_bad_input_is_told(as_installed):
         pooled.update(torch.ones(2, 4))
     with pytest.raises(BadInput, match="square"):
         correlation_of(np.ones((2, 3)))
+
+
+def test_features_are_left_as_they_are():
+    x = torch.arange(6.0).reshape(3, 2)
+    covariance_of(x)
+    assert x.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_multiplied_in_single(dtype):
+    x = (torch.from_numpy(features(0, 1, samples=2000, width=3)[0]) + 4).to(dtype)
+    assert covariance_of(x) == pytest.approx(covariance_of(x.double()), rel=1e-5)

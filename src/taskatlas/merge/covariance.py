@@ -1,7 +1,8 @@
 """Covariance of the features of several models on the same data, in one pass over it.
 
-Each batch is centred by its own mean, multiplied in its own precision, and pooled in float64 (Chan, Golub and LeVeque,
-1983, equation 2.1): sums of raw squares would cancel, and variances come out negative, where a mean is large.
+A few samples at a time are centred by their own mean, multiplied in their own precision, at least float32, and pooled
+in float64 (Chan, Golub and LeVeque, 1983, equation 2.1): sums of raw squares would cancel, and variances come out
+negative, where a mean is large.
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ class Covariance:
             raise BadInput(f"the models have {sorted(lengths)} samples; features are compared on the same ones.")
         for start in range(0, lengths.pop(), _CHUNK):
             rows = [values[start : start + _CHUNK] for values in features]
-            self._pool(torch.cat([part.T if part.is_floating_point() else part.T.float() for part in rows]))
+            self._pool(torch.cat([part.T.to(torch.promote_types(part.dtype, torch.float32)) for part in rows]))
 
     @property
     def covariance(self) -> Float[np.ndarray, "features features"]:
@@ -93,19 +94,20 @@ class Covariance:
             raise BadInput("there are no samples to compute a covariance on.")
 
     def _pool(self, values: Float[Tensor, "features samples"]) -> None:
+        """Takes in a few samples, which it centres where they are."""
         count = values.shape[1]
-        mean = values.mean(1, dtype=torch.float64)
+        mean = values.sum(1).double() / count
         if not bool(mean.isfinite().all()):
             worst = int((~mean.isfinite()).nonzero()[0])
             raise BadInput(f"feature {worst} is NaN or infinite for some sample. Are the weights whole?")
-        centred = values - mean.to(values.dtype).unsqueeze(1)
+        values -= mean.to(values.dtype).unsqueeze(1)
         if not self.count:
             self.mean, self.outer = torch.zeros_like(mean), mean.new_zeros(len(mean), len(mean))
         elif mean.shape != self.mean.shape:
             raise BadInput(f"there are {len(mean)} features where there were {len(self.mean)} before.")
         total = self.count + count
         apart = mean - self.mean
-        self.outer += (centred @ centred.T).double()
+        self.outer += _outer(values).double()
         self.outer.addr_(apart, apart, alpha=self.count * count / total)
         self.mean += apart * (count / total)
         self.count = total
@@ -198,3 +200,10 @@ def _upper_tiles(length: int) -> Iterator[tuple[slice, slice]]:
     for top in range(0, length, _TILE):
         for left in range(top, length, _TILE):
             yield slice(top, min(top + _TILE, length)), slice(left, min(left + _TILE, length))
+
+
+def _outer(values: Float[Tensor, "features samples"]) -> Float[Tensor, "features features"]:
+    """A matrix times its own transpose, of which numpy computes one half and mirrors it."""
+    if values.device.type != "cpu":
+        return values @ values.T
+    return torch.from_numpy(values.numpy() @ values.numpy().T)

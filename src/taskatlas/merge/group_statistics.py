@@ -26,7 +26,7 @@ from taskatlas.engine import track
 from taskatlas.errors import BadInput
 from taskatlas.merge.axis_groups import AxisGroups, Example, Site
 from taskatlas.merge.axis_run import Call, watching
-from taskatlas.merge.covariance import Covariance, as_samples
+from taskatlas.merge.covariance import Covariance
 from taskatlas.merge.network_graph import NetworkGraph, seen_at, tensors_of_graph, values_at
 from taskatlas.merge.probe_batches import first_samples
 from taskatlas.probe import quiet
@@ -178,16 +178,16 @@ def _content(tensor: Tensor) -> str:
 
 
 def _read(tensor: Tensor, site: Site, whole: bool, mask: Tensor | None) -> Tensor:
-    """What is seen at a site as (samples, positions), where ``whole``, or (samples, units)."""
+    """What is seen at a site, copied, as (samples, positions), where ``whole``, or (samples, units)."""
     axis = site.axis
     if mask is not None and tensor.shape[:2] == mask.shape and axis >= 2:
         tensor, axis = tensor[mask], axis - 1
-    positions = torch.from_numpy(site.layout.index()).to(tensor.device)
-    units, copies = positions.shape
-    if whole or copies == 1:
-        return as_samples(tensor.index_select(axis, positions.flatten()), axis)
-    laid_out = tensor.index_select(axis, positions.flatten()).movedim(axis, -1)
-    return as_samples(laid_out.reshape(*laid_out.shape[:-1], units, copies), -2)
+    positions, along = site.layout.index(), tensor.movedim(axis, 0)
+    if np.array_equal(positions.ravel(), np.arange(len(along))):
+        read = along.clone(memory_format=torch.contiguous_format)
+    else:
+        read = along[torch.from_numpy(positions.ravel()).to(tensor.device)]
+    return read.reshape(positions.size if whole else len(positions), -1).T
 
 
 def _pool(covariance: Covariance, features: list[Tensor], site: Site, names: Sequence[str]) -> None:
