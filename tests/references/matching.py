@@ -77,3 +77,20 @@ def best_permutations(similarity: np.ndarray, n_models: int) -> float:
             total += sum(similarity[p * width + i, q * width + j] for i, j in zip(one, other, strict=True))
         best = max(best, total)
     return best
+
+
+def patch_products(
+    x: np.ndarray, y: np.ndarray, kernel: tuple[int, int], padding: tuple[int, int], groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every patch of every image cut out of the padded image, a 1 added, and its outer products summed."""
+    images, channels = x.shape[:2]
+    padded = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    each, outputs = channels // groups, y.shape[1] // groups
+    unknowns = each * kernel[0] * kernel[1] + 1
+    normal, right = np.zeros((groups, unknowns, unknowns)), np.zeros((groups, unknowns, outputs))
+    for image, group, row, column in itertools.product(range(images), range(groups), *map(range, y.shape[2:])):
+        own = padded[image, group * each : (group + 1) * each, row : row + kernel[0], column : column + kernel[1]]
+        patch = np.append(own.ravel(), 1.0)
+        normal[group] += np.outer(patch, patch)
+        right[group] += np.outer(patch, y[image, group * outputs : (group + 1) * outputs, row, column])
+    return normal, right

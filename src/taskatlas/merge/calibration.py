@@ -39,28 +39,28 @@ def calibrate(
             needs none, and they stay where they are.
         mix: what the merged network should compute.
         remedy: see above.
-        seed: of the rows that regressions are made of, where there are more than enough.
+        seed: of the rows that regressions are made of, where patches or tokens are written out.
 
     Raises:
         BadInput: the merged network computes NaN or infinite values; a weight is named.
     """
     generator = torch.Generator().manual_seed(seed)
     last_needed = last_uses(graph)
-    operations = [operation for operation in map(LinearOperation.at, graph.nodes) if operation is not None]
-    fitted = {operation.norm.node for operation in operations if operation.norm is not None}
+    operations = map(LinearOperation.at, graph.nodes if remedy == "least_squares" else ())
+    fitted = {operation.norm.node for operation in operations if operation is not None and operation.norm is not None}
     walkers = (merged,) if remedy == "reset" else (*parents, merged)
     for node in track(list(graph.nodes), f"calibrating ({remedy.replace('_', ' ')})"):
         operation, norm = LinearOperation.at(node), BatchNorm.at(node)
+        if norm is not None and node not in fitted:
+            _reset(norm, merged)
         for walker in walkers:
             walker.step(node)
         if operation is not None and remedy == "least_squares":
             fit(operation, merged, parents, mix, generator)
         elif operation is not None and remedy == "repair" and operation.norm is None:
             _rescale_layer(operation, merged, parents, mix)
-        elif norm is not None and (remedy != "least_squares" or node not in fitted):
-            _reset(norm, merged)
-            if remedy != "reset":
-                _rescale_norm(norm, merged, parents, mix)
+        elif norm is not None and node not in fitted and remedy != "reset":
+            _rescale_norm(norm, merged, parents, mix)
             merged.step(node)
         for walker in walkers:
             walker.forget(last_needed[node])

@@ -55,31 +55,18 @@ def fit(
     weight = merged.tensors[operation.weight]
     errors = _errors(operation, merged, parents, mix)
     shifted = operation.norm is not None or operation.bias is not None
-    quota = -(-ROWS * (operation.as_matrices(weight).shape[1] + 1) // len(errors))
-    normal, right = normal_equations(
-        (
-            some_rows(operation.rows(x, weight), operation.columns(error), quota, generator)
-            for x, error in (
-                _some_samples(operation, x, error, quota, generator)
-                for x, error in zip(merged.values[operation.input], errors, strict=True)
-            )
-        ),
-        shifted,
-    )
+    normal, right = _equations(operation, merged.values[operation.input], errors, weight, shifted, generator)
     change = ridge(normal, right, shifted)
     if not bool(change.isfinite().all()):
         raise BadInput(f"what the merged network computes is NaN or infinite at {operation.weight!r}.")
     inputs = operation.as_matrices(weight).shape[1]
     merged.put(operation.weight, weight + operation.as_weight(change[:, :inputs], weight.shape))
+    if operation.bias is not None and operation.norm is None:
+        merged.put(operation.bias, merged.tensors[operation.bias] + change[:, inputs].flatten())
     merged.step(operation.node)
-    if not shifted:
-        return
-    shift = change[:, inputs].flatten()
-    if operation.norm is None:
-        merged.put(str(operation.bias), merged.tensors[str(operation.bias)] + shift)
-        merged.step(operation.node)
-    else:
-        _put_shift(merged.put, operation.norm, operation.norm.scale_and_shift(merged.tensors)[1] + shift)
+    if operation.norm is not None:
+        shift = operation.norm.scale_and_shift(merged.tensors)[1] + change[:, inputs].flatten()
+        _put_shift(merged.put, operation.norm, shift)
         _take_statistics(operation, merged)
 
 
@@ -98,7 +85,29 @@ def ridge(
     penalty = (RIDGE * inputs.mean(1, keepdim=True)).clamp(min=1e-12).expand_as(diagonal).clone()
     if shifted:
         penalty[:, -1] = 0
-    return torch.linalg.solve(normal + torch.diag_embed(penalty), right)
+    system = normal + torch.diag_embed(penalty)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed.any()):  # rounding has made it indefinite
+        return torch.linalg.solve(system, right)
+    return torch.cholesky_solve(right, factor)
+
+
+def _equations(
+    operation: LinearOperation,
+    inputs: Sequence[Tensor],
+    errors: Sequence[Tensor],
+    weight: Tensor,
+    shifted: bool,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "groups unknowns unknowns"], Float[Tensor, "groups unknowns outputs"]]:
+    """XᵀX and XᵀE: of all rows where no patches are to be written out, else of some of them."""
+    if operation.moves_by_one:
+        normal, right = operation.products(inputs, errors, weight)
+        return (normal, right) if shifted else (normal[:, :-1, :-1], right[:, :-1])
+    quota = -(-ROWS * (operation.as_matrices(weight).shape[1] + 1) // len(errors))
+    some = (_some_samples(operation, x, e, quota, generator) for x, e in zip(inputs, errors, strict=True))
+    rows = (some_rows(operation.rows(x, weight), operation.columns(e), quota, generator) for x, e in some)
+    return normal_equations(rows, shifted)
 
 
 def _errors(operation: LinearOperation, merged: Walker, parents: Sequence[Walker], mix: Mix) -> list[Tensor]:

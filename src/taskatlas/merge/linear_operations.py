@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional as F
 
+from taskatlas.merge.patch_products import patch_products
+
 aten = torch.ops.aten
+_PIECE = 2**18  # numbers that are centred at a time: few enough for a cache
 _PASSING = (aten.clone.default, aten.view.default, aten.reshape.default, aten._to_copy.default)
 
 
@@ -117,10 +120,23 @@ class LinearOperation:
             return x.reshape(1, -1, x.shape[-1])
         kernel, (stride, padding, dilation) = tuple(weight.shape[2:]), self.window
         if len(kernel) == 1:
-            x, kernel = x.unsqueeze(2), (1, *kernel)
-            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
-        patches = F.unfold(x, kernel, dilation, padding, stride)
+            kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
+        patches = F.unfold(as_images(x), kernel, dilation, padding, stride)
         return patches.reshape(len(x), self.groups, -1, patches.shape[-1]).permute(1, 0, 3, 2).flatten(1, 2)
+
+    @property
+    def moves_by_one(self) -> bool:
+        """Whether it is a convolution whose patches overlap as far as they can."""
+        return bool(self.window) and {*self.window[0], *self.window[2]} == {1}
+
+    def products(
+        self, inputs: Sequence[Tensor], results: Sequence[Tensor], weight: Tensor
+    ) -> tuple[Float[Tensor, "groups unknowns unknowns"], Float[Tensor, "groups unknowns outputs"]]:
+        """XᵀX and XᵀY of all rows X, with a constant 1, of a convolution that moves by one."""
+        height, width = (1, *weight.shape[2:])[-2:]
+        above, beside = (0, *self.window[1])[-2:]
+        taken, given = ([as_images(values) for values in batches] for batches in (inputs, results))
+        return patch_products(taken, given, (height, width), (above, beside), self.groups)
 
     def columns(self, y: Tensor) -> Float[Tensor, "groups rows outputs"]:
         """A result in the order of ``rows``."""
@@ -136,6 +152,11 @@ class LinearOperation:
     def as_weight(self, matrices: Float[Tensor, "groups inputs outputs"], shape: torch.Size) -> Tensor:
         """The inverse of ``as_matrices``."""
         return matrices[0] if self.out_axis == 1 else matrices.transpose(1, 2).reshape(shape)
+
+
+def as_images(x: Tensor) -> Float[Tensor, "samples channels height width"]:
+    """What a convolution along one axis takes or gives, as images of height 1; images as they are."""
+    return x.unsqueeze(2) if x.ndim == 3 else x
 
 
 def along(vector: Tensor, ndim: int, axis: int) -> Tensor:
@@ -157,11 +178,18 @@ def moments(values: Sequence[Tensor], channel: int) -> tuple[Float[Tensor, " cha
         >>> moments([torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])], 1)[1].round(decimals=3)
         tensor([2.6670], dtype=torch.float64)
     """
-    flat = [value.movedim(channel, 0).flatten(1).double() for value in values]
-    counts = [part.shape[1] for part in flat]
-    mean = torch.stack([part.sum(1) for part in flat]).sum(0) / sum(counts)
-    squares = torch.stack([(part - mean.unsqueeze(1)).square().sum(1) for part in flat]).sum(0)
-    return mean, squares / sum(counts)
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for value in values:
+        for part in torch.split(value.movedim(channel, 1), max(1, _PIECE * len(value) // value.numel())):
+            axes = [0, *range(2, part.ndim)]
+            centre = part.mean(axes, keepdim=True)
+            more = part.numel() // part.shape[1]
+            apart = centre.flatten().double() - mean
+            squares = squares + (part - centre).square_().sum(axes).double()
+            squares += apart.square() * (count * more / (count + more))
+            mean = mean + apart * (more / (count + more))
+            count += more
+    return mean, squares / count
 
 
 def _norm_after(node: Node) -> BatchNorm | None:

@@ -23,7 +23,7 @@ from taskatlas.merge.network_graph import (
     tensor_names,
     tensors_of_graph,
 )
-from taskatlas.merge.probe_batches import ProbeBatches, batch_length
+from taskatlas.merge.probe_batches import ProbeBatches, batch_length, first_samples
 from taskatlas.merge.unmerging import Places, own_places, regroup, unmix
 from taskatlas.merge.walker import Walker, peak_bytes
 from taskatlas.merge.widening import Widened
@@ -135,7 +135,7 @@ class Merging:
         """Flat inputs of as many samples, from all over the data, as memory allows for; none without calibration."""
         if self.calibration is None:
             return []
-        first = next(iter(self.batches))
+        first = first_samples(next(iter(self.batches)), 8)
         one = peak_bytes(graph, tensors, flat_inputs(first)) / batch_length(first)
         many = int(_MEMORY / (one * (len(self.networks) + 1)))
         return [flat_inputs(batch) for batch in self.batches.some(max(1, many))]
