@@ -189,8 +189,13 @@ def resnet20(width: int) -> nn.Module:
 
 
 def bench_whole_zip(width: int, images: int, calibration: str | None) -> dict:
-    """Where the time of a whole zip goes: two networks, all groups, matching, merging, and calibrating or not."""
+    """Where the time of a whole zip goes: two networks, all groups, matching, merging, and calibrating or not.
+
+    Forward passes are those that features are read in; passes in calibration, those of the merged network and, for
+    least squares, of its parents once more, operation by operation.
+    """
     from taskatlas.merge import group_statistics, merging, zipping
+    from taskatlas.merge.walker import Walker
 
     torch.manual_seed(0)
     networks = [resnet20(width), resnet20(width)]
@@ -215,6 +220,7 @@ def bench_whole_zip(width: int, images: int, calibration: str | None) -> dict:
         (group_statistics, "_read"): "reading features",
         (group_statistics, "_pool"): "covariances",
         (zipping, "align"): "matching",
+        (Walker, "step"): "passes in calibration",
         (merging, "calibrate"): "calibrating",
     }
     own = {place: getattr(*place) for place in places}
@@ -226,6 +232,8 @@ def bench_whole_zip(width: int, images: int, calibration: str | None) -> dict:
     for place, function in own.items():
         setattr(*place, function)
     spent["forward passes"] -= spent["reading features"]
+    if calibration is not None:
+        spent["calibrating"] -= spent["passes in calibration"]
     spent["all else"] = whole - sum(spent.values())
     shares = {f"{name}_share": seconds / whole for name, seconds in spent.items()}
     return {"seconds": whole, **shares, "deriving_axes_s": deriving}
@@ -243,7 +251,7 @@ def main() -> None:
         f"greedy zip, {features} features, published terms": lambda: bench_published_terms(features),
         f"greedy zip, {large} features": lambda: bench_large(large),
     }
-    for calibration in (None, "least_squares"):
+    for calibration in (None, "reset", "least_squares"):
         title = f"whole zip, two ResNet-20 x{width}, {images} images, calibration={calibration}"
         benchmarks[title] = partial(bench_whole_zip, width, images, calibration)
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

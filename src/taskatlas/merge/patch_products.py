@@ -55,10 +55,11 @@ def patch_products(
     right = inputs[0].new_zeros((groups, unknowns + 1, outputs), dtype=torch.float64)
     blocks = torch.unflatten(torch.unflatten(normal[:, :-1, :-1], 2, (channels, *kernel)), 1, (channels, *kernel))
     reach = (kernel[0] - 1, kernel[1] - 1)
-    correlations: Tensor | float = 0.0
+    onwards: Tensor | float = 0.0  # correlations with what stands in the same row or below
     for x, y in _chunks(inputs, results):
         ones = y.new_ones(len(y), groups, *y.shape[2:])
-        correlations += _gradient(x, x, (2 * reach[0] + 1, 2 * reach[1] + 1), reach, groups)
+        below = F.pad(x, (0, 0, 0, reach[0]))
+        onwards = onwards + _gradient(below, x, (kernel[0], 2 * reach[1] + 1), (0, reach[1]), groups)
         right[:, :-1] += _gradient(x, y, kernel, padding, groups).flatten(2).mT
         right[:, -1] += y.sum((0, 2, 3)).view(groups, outputs)
         normal[:, -1, :-1] += _gradient(x, ones, kernel, padding, groups).flatten(1)
@@ -67,7 +68,9 @@ def patch_products(
             part = blocks[:, :, rows, columns, :, rows, columns]
             part -= (patches @ patches.mT).reshape(part.shape)
     normal[:, :-1, -1] = normal[:, -1, :-1]
-    assert isinstance(correlations, Tensor)
+    assert isinstance(onwards, Tensor)
+    backwards = onwards[..., 1:, :].flip(-2, -1).transpose(1, 2)
+    correlations = torch.cat([backwards, onwards], dim=-2)
     for row, column in product(range(kernel[0]), range(kernel[1])):
         rows = slice(reach[0] - row, reach[0] - row + kernel[0])
         columns = slice(reach[1] - column, reach[1] - column + kernel[1])
