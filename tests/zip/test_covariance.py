@@ -37,7 +37,10 @@ def test_a_large_mean_does_not_drown_the_variance():
     far = (x + 3000).astype(np.float32)
     naive = (far**2).mean(axis=0) - far.mean(axis=0) ** 2
     assert np.abs(naive - x.var(axis=0)).max() > 0.1
-    assert np.diagonal(covariance_of(far)) == pytest.approx(far.astype(np.float64).var(axis=0), rel=1e-5)
+    pooled = Covariance()
+    pooled.update(torch.from_numpy(far))
+    assert np.diagonal(pooled.covariance) == pytest.approx(far.astype(np.float64).var(axis=0), rel=1e-5)
+    assert pooled.mean.numpy() == pytest.approx(far.astype(np.float64).mean(axis=0), rel=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
