@@ -82,10 +82,9 @@ def ridge(
     """
     diagonal = normal.diagonal(dim1=1, dim2=2)
     inputs = diagonal[:, :-1] if shifted else diagonal
-    penalty = (RIDGE * inputs.mean(1, keepdim=True)).clamp(min=1e-12).expand_as(diagonal).clone()
-    if shifted:
-        penalty[:, -1] = 0
-    system = normal + torch.diag_embed(penalty)
+    system = normal.clone()
+    penalized = system.diagonal(dim1=1, dim2=2)[:, : inputs.shape[1]]
+    penalized += (RIDGE * inputs.mean(1, keepdim=True)).clamp(min=1e-12)
     factor, failed = torch.linalg.cholesky_ex(system)
     if bool(failed.any()):  # rounding has made it indefinite
         return torch.linalg.solve(system, right)

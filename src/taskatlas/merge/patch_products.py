@@ -57,13 +57,13 @@ def patch_products(
     reach = (kernel[0] - 1, kernel[1] - 1)
     onwards: Tensor | float = 0.0  # correlations with what stands in the same row or below
     for x, y in _chunks(inputs, results):
-        ones = y.new_ones(len(y), groups, *y.shape[2:])
+        ones = y.new_ones(1, groups, *y.shape[2:])
         below = F.pad(x, (0, 0, 0, reach[0]))
         onwards = onwards + _gradient(below, x, (kernel[0], 2 * reach[1] + 1), (0, reach[1]), groups)
         right[:, :-1] += _gradient(x, y, kernel, padding, groups).flatten(2).mT
         right[:, -1] += y.sum((0, 2, 3)).view(groups, outputs)
-        normal[:, -1, :-1] += _gradient(x, ones, kernel, padding, groups).flatten(1)
-        normal[:, -1, -1] += ones[:, 0].numel()
+        normal[:, -1, :-1] += _gradient(x.sum(0, keepdim=True), ones, kernel, padding, groups).flatten(1)
+        normal[:, -1, -1] += y[:, 0].numel()
         for patches, rows, columns in _patches_beyond(x, kernel, padding, groups):
             part = blocks[:, :, rows, columns, :, rows, columns]
             part -= (patches @ patches.mT).reshape(part.shape)
