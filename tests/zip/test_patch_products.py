@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.references import matching as reference
 
@@ -34,6 +34,7 @@ def drawn(seed, images, channels, outputs, size, kernel, padding):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     memory=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
+@example(0, 2, 1, 1, 1, (1, 2), (5, 5), (2, 2), torch.float64, torch.contiguous_format)  # less than half a kernel
 @settings(max_examples=150, deadline=None)
 def test_products_are_those_of_patches(seed, images, channels, outputs, groups, size, kernel, padding, dtype, memory):
     padding = tuple(max(a, -(-(k - n) // 2)) for a, k, n in zip(padding, kernel, size, strict=True))
