@@ -136,7 +136,8 @@ def learn(
             if monitor.collapsed():
                 hypernetwork.load_state_dict(sound)
                 break
-            sound = copy.deepcopy(hypernetwork.state_dict())
+            for name, value in hypernetwork.state_dict().items():
+                sound[name].copy_(value)
     return Learned(
         coefficients=means[:done],
         entropy=entropy[:done, :, 0],
