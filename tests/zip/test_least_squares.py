@@ -1,5 +1,7 @@
 """What regressions are made of: products, moments, and equations that rounding spoilt."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from taskatlas.merge.least_squares import RIDGE, normal_equations, ridge
 from taskatlas.merge.linear_operations import LinearOperation, moments
 from taskatlas.merge.network_graph import NetworkGraph
+from taskatlas.merge.zipping import zip_models
 
 CONVOLUTIONS = {
     "along one axis": (nn.Conv1d(4, 6, 3, padding=2, groups=2), (4, 9)),
@@ -56,3 +59,45 @@ def test_equations_that_rounding_made_indefinite_are_solved_all_the_same():
     right = torch.tensor([[[1.0], [0.0]]], dtype=torch.float64)
     found = ridge(normal, right, shifted=False)
     assert torch.allclose((normal + RIDGE * torch.eye(2)) @ found, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_single(dtype):
+    """Sums of squares go beyond the largest number of float16, 65504."""
+    values = (300 + 4 * torch.randn(32, 4, 16, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
+    mean, variance = moments([values, values[:0]], 1)
+    assert mean.numpy() == pytest.approx(values.double().mean((0, 2, 3)).numpy(), rel=1e-6)
+    assert variance.numpy() == pytest.approx(values.double().var((0, 2, 3), correction=0).numpy(), rel=1e-4)
+    rows = values.flatten(1).view(1, 32, -1)[:, :, :8]
+    for found, expected in zip(
+        normal_equations([(rows, rows)], True), normal_equations([(rows.double(),) * 2], True), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_each_group_of_a_convolution_has_a_penalty_of_its_own():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 50, 3, dtype=torch.float64, generator=draw) * torch.tensor([1.0, 1e-4]).view(2, 1, 1)
+    normal, right = x.mT @ x, x.mT @ torch.randn(2, 50, 2, dtype=torch.float64, generator=draw)
+    apart = [ridge(normal[i : i + 1], right[i : i + 1], shifted=False) for i in range(2)]
+    torch.testing.assert_close(ridge(normal, right, shifted=False), torch.cat(apart))
+
+
+@pytest.mark.parametrize("calibration", ["reset", "repair", "least_squares"])
+def test_networks_in_half_precision_are_calibrated_as_in_single(calibration):
+    def network():
+        norm = nn.BatchNorm2d(8)
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 4)).eval()
+
+    torch.manual_seed(0)
+    models, x = [network(), network()], 20 * torch.randn(64, 3, 8, 8)
+    expected = outputs(zip_models(models, x, calibration=calibration).network, x)
+    half = [copy.deepcopy(model).half() for model in models]
+    found = outputs(zip_models(half, x.half(), calibration=calibration).network, x.half())
+    assert float((found - expected).norm()) < 0.02 * float(expected.norm())
+
+
+def outputs(network, x):
+    with torch.no_grad():
+        found = network(x)
+    return torch.cat(found if isinstance(found, tuple) else [found]).float()

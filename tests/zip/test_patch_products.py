@@ -66,3 +66,12 @@ def test_single_precision_is_summed_in_double():
     assert normal.dtype == right.dtype == torch.float64
     assert float((normal / exact[0] - 1).abs().max()) < 1e-6
     assert float((right / exact[1] - 1).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_multiplied_in_single(dtype):
+    draw = torch.Generator().manual_seed(0)
+    x, y = ((20 * torch.randn(8, 2, 16, 16, generator=draw)).to(dtype) for _ in range(2))
+    found = patch_products([x], [y], (3, 3), (1, 1))
+    for one, other in zip(found, patch_products([x.double()], [y.double()], (3, 3), (1, 1)), strict=True):
+        assert float((one - other).abs().max()) < 1e-5 * float(other.abs().max())

@@ -165,9 +165,10 @@ def some_rows(
 def normal_equations(
     parts: Iterable[tuple[Tensor, Tensor]], shifted: bool
 ) -> tuple[Float[Tensor, "groups unknowns unknowns"], Float[Tensor, "groups unknowns outputs"]]:
-    """XᵀX and XᵀE, products in the precision of the data and summed in float64."""
+    """XᵀX and XᵀE, products in the precision of the data, at least float32, and summed in float64."""
     normal = right = None
-    for rows, columns in parts:
+    for part in parts:
+        rows, columns = (values.to(torch.promote_types(values.dtype, torch.float32)) for values in part)
         x = torch.cat([rows, torch.ones_like(rows[:, :, :1])], dim=2) if shifted else rows
         products = (x.mT @ x).double(), (x.mT @ columns).double()
         normal = products[0] if normal is None else normal + products[0]

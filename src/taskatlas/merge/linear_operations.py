@@ -179,8 +179,9 @@ def moments(values: Sequence[Tensor], channel: int) -> tuple[Float[Tensor, " cha
         tensor([2.6670], dtype=torch.float64)
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for value in values:
-        for part in torch.split(value.movedim(channel, 1), max(1, _PIECE * len(value) // value.numel())):
+    for value in (value for value in values if value.numel()):
+        for piece in torch.split(value.movedim(channel, 1), max(1, _PIECE * len(value) // value.numel())):
+            part = piece.to(torch.promote_types(piece.dtype, torch.float32))
             axes = [0, *range(2, part.ndim)]
             centre = part.mean(axes, keepdim=True)
             more = part.numel() // part.shape[1]

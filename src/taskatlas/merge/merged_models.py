@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from taskatlas.errors import BadInput
 from taskatlas.merge.flat_model import leaves_of, run_backward
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.task_vectors import Level
@@ -88,7 +89,7 @@ class MergedModels:
             who: the network, for messages.
 
         Raises:
-            BadInput: the loss depends on no merged tensor.
+            BadInput: the loss depends on no merged tensor, or on a weight apart from its gradient.
         """
         leaves = self._elsewhere.get(device, self._here[slot])
         self.reached |= leaves.backward(loss, who)
@@ -113,7 +114,15 @@ class _Leaves:
     def backward(self, loss: Tensor, who: str) -> set[str]:
         """Names of the tensors that it reached; the gradient of the others is zero."""
         self._arrived = set()
-        run_backward(loss, self._leaves.values(), who)
+        try:
+            run_backward(loss, self._leaves.values(), who)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise BadInput(
+                f"{who} uses a weight beside its gradient (weight.detach(), or weight.data), or changes a tensor in "
+                "place that its gradient needs; coefficients cannot be learned through it. Use the weight itself there."
+            ) from error
         for name in self._leaves.keys() - self._arrived:
             self._leaves[name].detach().zero_()
         return self._arrived
@@ -121,7 +130,7 @@ class _Leaves:
     def _arrive(self, name: str, leaf: Tensor) -> None:
         self._arrived.add(name)
         assert leaf.grad is not None
-        leaf.detach().copy_(leaf.grad)
+        leaf.detach().copy_(leaf.grad.to_dense() if leaf.grad.is_sparse else leaf.grad)
         leaf.grad = None
 
 

@@ -32,7 +32,7 @@ def patch_products(
 ) -> tuple[Float[Tensor, "groups unknowns unknowns"], Float[Tensor, "groups unknowns outputs"]]:
     """XᵀX and XᵀY of a convolution whose stride and dilation are 1; a constant 1 is the last unknown.
 
-    Products are made in the precision of the data and summed in float64.
+    Products are made in the precision of the data, at least float32, and summed in float64.
 
     Args:
         inputs: what the convolution takes, (images, channels, height, width), batch by batch.
@@ -88,8 +88,9 @@ def _gradient(x: Tensor, y: Tensor, kernel: Pair, padding: Pair, groups: int) ->
 
 
 def _chunks(inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images with what belongs to them, a few at a time."""
-    for x, y in zip(inputs, results, strict=True):
+    """Images with what belongs to them, a few at a time, in float32 at least."""
+    for batches in zip(inputs, results, strict=True):
+        x, y = (batch.to(torch.promote_types(batch.dtype, torch.float32)) for batch in batches)
         images = max(1, _CHUNK // y[0, 0].numel())
         yield from zip(torch.split(x, images), torch.split(y, images), strict=True)
 

@@ -17,8 +17,8 @@ class Placement:
     Attributes:
         vectors: of base and task vectors, the largest part: a merged model is made there and sent to the network.
         hypernetwork: of the hypernetwork.
-        networks: tasks are dealt to these devices in turn, and each holds one merged model; none: networks stay where
-            they are.
+        networks: tasks are dealt to these devices in turn, and each holds one merged model, that of the task vectors
+            two while it learns; none: networks stay where they are.
 
     Example:
         >>> Placement(networks=("cpu",)).deal({"a": nn.Linear(2, 1)})

@@ -1,0 +1,223 @@
+"""Models that are merged together and differentiated together, against one after the other and against autograd."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.merge.test_task_vectors import families
+from torch import nn
+from torch.func import functional_call
+
+from taskatlas.errors import BadInput
+from taskatlas.merge import vector_pass
+from taskatlas.merge.merged_models import MergedModels
+from taskatlas.merge.task_vectors import TaskVectors
+from taskatlas.merge.vector_pass import pass_over
+
+CPU = torch.device("cpu")
+
+
+def long_family(dtype=torch.float64, experts="abcdefghi"):
+    """Tensors of several pieces, of one, and of a piece and one element."""
+    torch.manual_seed(0)
+    shapes = {"long": (3, 2500), "short": (7,), "exact": (2048,), "one more": (2049,), "empty": (0,)}
+    base = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
+    others = {e: {name: value + torch.randn_like(value) for name, value in base.items()} for e in experts}
+    return TaskVectors.of(base, others, dtype=dtype)
+
+
+def straight(vectors, gradient, level):
+    """⟨g, τ_i⟩ element by element of dictionaries, in float64."""
+    g = vectors.views(gradient)
+    rows = [
+        [float((delta[name].double() * g[name].double()).sum()) for name in g]
+        for delta in map(vectors.views, vectors.deltas)
+    ]
+    found = torch.tensor(rows, dtype=torch.float64)
+    return found if level == "layer" else found.sum(1)
+
+
+def merged(vectors, coefficients):
+    """Tensor by tensor, from dictionaries."""
+    base, deltas = vectors.views(vectors.base), [vectors.views(row) for row in vectors.deltas]
+    columns = coefficients.T if coefficients.ndim == 2 else [coefficients] * len(base)
+    return {
+        name: value + sum(c * delta[name] for c, delta in zip(column, deltas, strict=True))
+        for (name, value), column in zip(base.items(), columns, strict=True)
+    }
+
+
+def check(vectors, ran, following, level, tolerance):
+    count = max(ran, following, 1)
+    models = torch.randn(count, vectors.base.numel()).to(vectors.base)
+    before = models.clone()
+    shape = (len(vectors.names), len(vectors.places))[: 1 if level == "task" else 2]
+    wanted = torch.randn(following, *shape).to(vectors.base) if following else None
+    found = pass_over(vectors, models, level, ran=ran, coefficients=wanted)
+    assert found.dtype == torch.float64
+    assert tuple(found.shape) == (ran, *shape)
+    for row in range(ran):
+        torch.testing.assert_close(found[row], straight(vectors, before[row], level), rtol=tolerance, atol=tolerance)
+    for row in range(count):
+        expected = before[row]
+        if row < following:
+            expected = torch.cat([value.reshape(-1) for value in merged(vectors, wanted[row]).values()])
+        torch.testing.assert_close(models[row], expected, rtol=tolerance, atol=tolerance)
+
+
+@given(families(), st.integers(0, 2), st.integers(0, 2), st.sampled_from(["task", "layer"]))
+@settings(max_examples=60, deadline=None)
+def test_a_pass_is_gradients_and_then_merges(family, ran, following, level):
+    base, experts, _ = family
+    check(TaskVectors.of(base, experts, dtype=torch.float64), ran, following, level, 1e-12)
+
+
+@pytest.mark.parametrize("level", ["task", "layer"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-3)])
+@pytest.mark.parametrize(("ran", "following"), [(2, 2), (2, 1), (1, 2), (3, 0), (0, 3)])
+def test_tensors_of_several_pieces(level, dtype, tolerance, ran, following):
+    check(long_family(dtype), ran, following, level, tolerance)
+
+
+def test_the_compiled_pass_is_the_other_one(monkeypatch):
+    vectors = long_family()
+    results = []
+    for dtypes in (vector_pass._DTYPES, ()):
+        monkeypatch.setattr(vector_pass, "_DTYPES", dtypes)
+        torch.manual_seed(1)
+        models, wanted = torch.randn(2, vectors.base.numel(), dtype=torch.float64), torch.rand(2, 9, 5)
+        results.append((pass_over(vectors, models, "layer", ran=2, coefficients=wanted), models))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    vectors = long_family(torch.float32)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5, 64):
+            torch.set_num_threads(threads)
+            torch.manual_seed(1)
+            models = torch.randn(2, vectors.base.numel())
+            results.append((pass_over(vectors, models, "task", ran=2, coefficients=torch.rand(2, 9)), models))
+    finally:
+        torch.set_num_threads(before)
+    for found, models in results[1:]:
+        assert torch.equal(found, results[0][0])
+        assert torch.equal(models, results[0][1])
+
+
+def network():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    return nn.Sequential(nn.Linear(5, 8), layer, nn.Linear(8, 3)).double()
+
+
+def experts(count=3):
+    torch.manual_seed(1)
+    base = network()
+    return base, {
+        f"e{i}": {name: value + 0.1 * torch.randn_like(value) for name, value in base.state_dict().items()}
+        for i in range(count)
+    }
+
+
+def loss_of(base, tensors, x):
+    return functional_call(base, tensors, (x,)).logsumexp(-1).mean()
+
+
+@pytest.mark.parametrize("devices", [[CPU], [CPU, torch.device("cpu", 0)]], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("level", ["task", "layer"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_gradients_are_those_of_autograd_through_explicit_merges(devices, level, count):
+    base, others = experts()
+    vectors = TaskVectors.of(base, others, dtype=torch.float64)
+    shape = (3,) if level == "task" else (3, len(vectors.places))
+    wanted = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for _ in range(5)]
+    xs = torch.randn(5, 4, 6, 5, dtype=torch.float64)
+    models, found = MergedModels(vectors, devices, count), []
+    for first in range(0, 5, count):
+        together = wanted[first : first + count]
+        found += models.turn(together, level)
+        for slot in range(len(together)):
+            device = devices[(first + slot) % len(devices)]
+            tensors = models.tensors(slot, device)
+            models.backward(slot, device, loss_of(base, tensors, xs[first + slot]))
+    found += models.turn([], level)
+    assert models.reached == set(vectors.places)
+    for coefficients, x, gradient in zip(wanted, xs, found, strict=True):
+        loss_of(base, merged(vectors, coefficients), x).backward()
+        torch.testing.assert_close(gradient, coefficients.grad, rtol=1e-9, atol=1e-12)
+        assert coefficients.grad.abs().max() > 1e-3
+
+
+def test_what_a_loss_does_not_depend_on_has_no_gradient():
+    base = {"w": torch.ones(2), "other": torch.ones(3)}
+    vectors = TaskVectors.of(base, {"a": {"w": torch.zeros(2), "other": torch.zeros(3)}})
+    models = MergedModels(vectors, [CPU], 1)
+    models.turn([torch.full((1, 2), 0.5)], "layer")
+    models.backward(0, CPU, models.tensors(0, CPU)["w"].sum())
+    (found,) = models.turn([], "layer")
+    assert found.tolist() == [[-2, 0]]
+    assert models.reached == {"w"}
+
+
+def test_tied_tensors_have_one_gradient_and_no_other_tensor_has_any():
+    shared = torch.tensor([1.0, 2.0])
+    base = {"w": shared, "tied": shared}
+    other = shared + 1
+    vectors = TaskVectors.of(base, {"a": {"w": other, "tied": other}})
+    head, models = nn.Linear(2, 1), MergedModels(vectors, [CPU], 1)
+    for _ in range(2):
+        models.turn([torch.tensor([0.0])], "task")
+        tensors = models.tensors(0, CPU)
+        assert tensors["w"].tolist() == [1, 2]
+        models.backward(0, CPU, (tensors["w"] * tensors["tied"]).sum() + head(tensors["w"]).sum())
+        (found,) = models.turn([], "task")
+        assert float(found) == pytest.approx(2 * 3 + float(head.weight.detach().sum()))
+    assert head.weight.grad is None
+
+
+def test_weights_that_are_needed_apart_from_their_gradient_are_noticed():
+    """The gradient of x needs w, which by then holds its own; torch must not go on with that."""
+    vectors = TaskVectors.of(
+        {"w": torch.ones(2), "v": torch.ones(2)}, {"a": {"w": torch.zeros(2), "v": torch.zeros(2)}}
+    )
+    models = MergedModels(vectors, [CPU], 1)
+    models.turn([torch.tensor([0.3])], "task")
+    tensors = models.tensors(0, CPU)
+    early = tensors["v"] * tensors["w"].detach()  # gone through last, and it needs w
+    with pytest.raises(BadInput, match="the network uses a weight beside its gradient"):
+        models.backward(0, CPU, (early.exp() * tensors["w"]).sum())
+
+
+def test_sparse_gradients_are_dense_ones():
+    ids, found = torch.tensor([0, 2, 2]), []
+    base = {"w": torch.randn(4, 3)}
+    vectors = TaskVectors.of(base, {"a": {"w": base["w"] + torch.randn(4, 3)}})
+    for sparse in (False, True):
+        models = MergedModels(vectors, [CPU], 1)
+        models.turn([torch.tensor([0.3])], "task")
+        rows = nn.functional.embedding(ids, models.tensors(0, CPU)["w"], sparse=sparse)
+        models.backward(0, CPU, rows.square().sum())
+        found += models.turn([], "task")
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].abs() > 1e-3
+
+
+def test_a_loss_that_depends_on_nothing_merged_is_refused():
+    vectors = TaskVectors.of({"w": torch.ones(2)}, {"a": {"w": torch.zeros(2)}})
+    models = MergedModels(vectors, [CPU], 1)
+    with pytest.raises(BadInput, match="no output of task 'x' depends on a tensor that is merged"):
+        models.backward(0, CPU, torch.tensor(1.0), "task 'x'")
+
+
+def test_vectors_stay_as_they_were():
+    vectors = long_family()
+    before = vectors.matrix.clone()
+    models = MergedModels(vectors, [CPU], 2)
+    models.turn([torch.rand(9), torch.rand(9)], "task")
+    for slot in range(2):
+        models.backward(slot, CPU, sum(value.square().sum() for value in models.tensors(slot, CPU).values()))
+    models.turn([], "task")
+    assert torch.equal(vectors.matrix, before)
