@@ -221,3 +221,12 @@ def test_vectors_stay_as_they_were():
         models.backward(slot, CPU, sum(value.square().sum() for value in models.tensors(slot, CPU).values()))
     models.turn([], "task")
     assert torch.equal(vectors.matrix, before)
+
+
+@pytest.mark.parametrize(("ran", "shape"), [(3, (1, 9)), (0, (3, 9)), (0, (1, 8)), (0, (1, 9, 4)), (0, (1, 9, 5, 1))])
+def test_what_does_not_fit_is_refused_before_anything_is_written(ran, shape):
+    vectors = long_family()
+    models = torch.ones(2, vectors.base.numel(), dtype=torch.float64)
+    with pytest.raises(BadInput, match="do not fit 2 models of 9 experts and 5 tensors"):
+        pass_over(vectors, models, "task", ran=ran, coefficients=torch.rand(shape))
+    assert bool((models == 1).all())

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from taskatlas.errors import BadInput
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.task_vectors import Level, TaskVectors
 
@@ -44,6 +45,9 @@ def pass_over(
         ran: how many rows hold gradients.
         coefficients: λ of the models that run next; None: there are none.
 
+    Raises:
+        BadInput: more models than rows, or other coefficients than experts and tensors have.
+
     Example:
         >>> base = {"w": torch.zeros(2), "b": torch.ones(1)}
         >>> vectors = TaskVectors.of(base, {"a": {"w": torch.tensor([1.0, 0.0]), "b": torch.tensor([3.0])}})
@@ -54,13 +58,18 @@ def pass_over(
         tensor([[0.5000, 0.0000, 2.0000]])
     """
     following = models.new_empty(0, len(vectors.names)) if coefficients is None else coefficients.detach().to(models)
+    sizes = (len(vectors.names),), (len(vectors.names), len(vectors.places))
+    if max(ran, len(following)) > len(models) or tuple(following.shape[1:]) not in sizes:
+        raise BadInput(
+            f"{ran} models that ran and coefficients of shape {tuple(following.shape)} do not fit {len(models)} models "
+            f"of {sizes[1][0]} experts and {sizes[1][1]} tensors."
+        )
     if isinstance(vectors, TaskVectors) and models.device.type == "cpu" and models.dtype in _DTYPES:
         return _compiled(vectors, models, level, ran, following)
     found = [vectors.gradient(row, level) for row in models[:ran]]
     for row, wanted in zip(models, following, strict=False):
         vectors.merged(wanted, out=row)
-    shape = (ran, len(vectors.names), *((len(vectors.places),) if level == "layer" else ()))
-    return torch.stack(found) if found else torch.empty(shape, dtype=torch.float64)
+    return torch.stack(found) if found else torch.empty(0, *sizes[level == "layer"], dtype=torch.float64)
 
 
 def _compiled(vectors: TaskVectors, models: Tensor, level: Level, ran: int, following: Tensor) -> Tensor:
