@@ -14,8 +14,10 @@ from sklearn.exceptions import NotFittedError
 from tests.references import merge_fusion as reference
 from torch import nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from taskatlas.errors import BadInput, WorkFailed
+from taskatlas.merge.adamerging import adamerge
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.extractor import Extractor
 from taskatlas.merge.flat_model import FlatModel
@@ -60,6 +62,22 @@ def fused(level="task", **options):
     return DataAdaptive(base, experts, extractor(), level=level, **options).fit(streams(experts))
 
 
+class Checkpointed(nn.Sequential):
+    """Computes its first layers again in the backward pass."""
+
+    reentrant = False
+
+    def forward(self, x):
+        first = nn.Sequential(*list(self)[:3])
+        if self.reentrant:
+            x = x.clone().requires_grad_()
+        return list(self)[4](list(self)[3](checkpoint(first, x, use_reentrant=self.reentrant)))
+
+
+class Reentrant(Checkpointed):
+    reentrant = True
+
+
 # Against the reference
 
 
@@ -84,6 +102,21 @@ def test_it_is_the_loop_with_one_graph_through_everything(level, diversity):
     for one, other in zip([h.first.weight, h.first.bias, h.second.weight, h.second.bias], expected, strict=True):
         torch.testing.assert_close(one.detach(), other, rtol=1e-7, atol=1e-9)
     assert abs(found.coefficients_ - 0.3).max() > 0.02
+
+
+@pytest.mark.parametrize("learner", ["data-adaptive", "adamerging"])
+def test_what_is_computed_again_is_computed_with_the_merged_weights(learner):
+    found = []
+    for kind in (nn.Sequential, Checkpointed):
+        base, experts = family()
+        base, experts = kind(*base), {name: kind(*expert) for name, expert in experts.items()}
+        if learner == "adamerging":
+            found.append(adamerge(base, experts, streams(experts), steps=6, learning_rate=0.05).coefficients)
+        else:
+            fitted = DataAdaptive(base, experts, extractor(), steps=6, learning_rate=0.05).fit(streams(experts))
+            found.append(fitted.coefficients_)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert abs(found[0] - 0.3).max() > 0.02
 
 
 @pytest.mark.parametrize("level", ["task", "layer"])
@@ -651,6 +684,17 @@ def test_batch_norm_statistics_that_were_not_estimated_are_told():
     assert "BatchNorm statistics are the experts' mean, see estimate_statistics" in repr(other)
     other.estimate_statistics(streams(experts))
     assert "estimate_statistics" not in repr(other)
+
+
+def test_networks_that_torch_cannot_go_through_in_parts_are_told():
+    base, experts = family()
+    base, experts = Reentrant(*base), {name: Reentrant(*expert) for name, expert in experts.items()}
+    for learn in (
+        lambda: DataAdaptive(base, experts, extractor(), steps=1).fit(streams(experts)),
+        lambda: adamerge(base, experts, streams(experts), steps=1),
+    ):
+        with pytest.raises(BadInput, match="network of task 'a' is checkpointed with use_reentrant=True"):
+            learn()
 
 
 def test_predictions_that_are_nan_fail_with_the_task_and_the_step():

@@ -20,10 +20,15 @@ CPU = torch.device("cpu")
 def long_family(dtype=torch.float64, experts="abcdefghi"):
     """Tensors of several pieces, of one, and of a piece and one element."""
     torch.manual_seed(0)
-    shapes = {"long": (3, 2500), "short": (7,), "exact": (2048,), "one more": (2049,), "empty": (0,)}
+    shapes = {"long": (3, 5000), "short": (7,), "exact": (4096,), "one more": (4097,), "empty": (0,)}
     base = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
     others = {e: {name: value + torch.randn_like(value) for name, value in base.items()} for e in experts}
     return TaskVectors.of(base, others, dtype=dtype)
+
+
+def tensors_of(vectors, rows):
+    """Flat models as ``pass_over`` takes them; they share memory."""
+    return [vectors.views(row) for row in rows]
 
 
 def straight(vectors, gradient, level):
@@ -53,7 +58,7 @@ def check(vectors, ran, following, level, tolerance):
     before = models.clone()
     shape = (len(vectors.names), len(vectors.places))[: 1 if level == "task" else 2]
     wanted = torch.randn(following, *shape).to(vectors.base) if following else None
-    found = pass_over(vectors, models, level, ran=ran, coefficients=wanted)
+    found = pass_over(vectors, tensors_of(vectors, models), level, ran=ran, coefficients=wanted)
     assert found.dtype == torch.float64
     assert tuple(found.shape) == (ran, *shape)
     for row in range(ran):
@@ -86,7 +91,8 @@ def test_the_compiled_pass_is_the_other_one(monkeypatch):
         monkeypatch.setattr(vector_pass, "_DTYPES", dtypes)
         torch.manual_seed(1)
         models, wanted = torch.randn(2, vectors.base.numel(), dtype=torch.float64), torch.rand(2, 9, 5)
-        results.append((pass_over(vectors, models, "layer", ran=2, coefficients=wanted), models))
+        found = pass_over(vectors, tensors_of(vectors, models), "layer", ran=2, coefficients=wanted)
+        results.append((found, models))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
@@ -99,7 +105,8 @@ def test_the_number_of_threads_changes_no_bit():
             torch.set_num_threads(threads)
             torch.manual_seed(1)
             models = torch.randn(2, vectors.base.numel())
-            results.append((pass_over(vectors, models, "task", ran=2, coefficients=torch.rand(2, 9)), models))
+            found = pass_over(vectors, tensors_of(vectors, models), "task", ran=2, coefficients=torch.rand(2, 9))
+            results.append((found, models))
     finally:
         torch.set_num_threads(before)
     for found, models in results[1:]:
@@ -135,14 +142,14 @@ def test_gradients_are_those_of_autograd_through_explicit_merges(devices, level,
     shape = (3,) if level == "task" else (3, len(vectors.places))
     wanted = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for _ in range(5)]
     xs = torch.randn(5, 4, 6, 5, dtype=torch.float64)
-    models, found = MergedModels(vectors, devices, count), []
+    models, found = MergedModels(vectors, count), []
     for first in range(0, 5, count):
         together = wanted[first : first + count]
         found += models.turn(together, level)
         for slot in range(len(together)):
             device = devices[(first + slot) % len(devices)]
             tensors = models.tensors(slot, device)
-            models.backward(slot, device, loss_of(base, tensors, xs[first + slot]))
+            models.backward(slot, loss_of(base, tensors, xs[first + slot]))
     found += models.turn([], level)
     assert models.reached == set(vectors.places)
     for coefficients, x, gradient in zip(wanted, xs, found, strict=True):
@@ -154,9 +161,9 @@ def test_gradients_are_those_of_autograd_through_explicit_merges(devices, level,
 def test_what_a_loss_does_not_depend_on_has_no_gradient():
     base = {"w": torch.ones(2), "other": torch.ones(3)}
     vectors = TaskVectors.of(base, {"a": {"w": torch.zeros(2), "other": torch.zeros(3)}})
-    models = MergedModels(vectors, [CPU], 1)
+    models = MergedModels(vectors, 1)
     models.turn([torch.full((1, 2), 0.5)], "layer")
-    models.backward(0, CPU, models.tensors(0, CPU)["w"].sum())
+    models.backward(0, models.tensors(0, CPU)["w"].sum())
     (found,) = models.turn([], "layer")
     assert found.tolist() == [[-2, 0]]
     assert models.reached == {"w"}
@@ -167,28 +174,82 @@ def test_tied_tensors_have_one_gradient_and_no_other_tensor_has_any():
     base = {"w": shared, "tied": shared}
     other = shared + 1
     vectors = TaskVectors.of(base, {"a": {"w": other, "tied": other}})
-    head, models = nn.Linear(2, 1), MergedModels(vectors, [CPU], 1)
+    head, models = nn.Linear(2, 1), MergedModels(vectors, 1)
     for _ in range(2):
         models.turn([torch.tensor([0.0])], "task")
         tensors = models.tensors(0, CPU)
         assert tensors["w"].tolist() == [1, 2]
-        models.backward(0, CPU, (tensors["w"] * tensors["tied"]).sum() + head(tensors["w"]).sum())
+        models.backward(0, (tensors["w"] * tensors["tied"]).sum() + head(tensors["w"]).sum())
         (found,) = models.turn([], "task")
         assert float(found) == pytest.approx(2 * 3 + float(head.weight.detach().sum()))
     assert head.weight.grad is None
 
 
-def test_weights_that_are_needed_apart_from_their_gradient_are_noticed():
-    """The gradient of x needs w, which by then holds its own; torch must not go on with that."""
-    vectors = TaskVectors.of(
-        {"w": torch.ones(2), "v": torch.ones(2)}, {"a": {"w": torch.zeros(2), "v": torch.zeros(2)}}
-    )
-    models = MergedModels(vectors, [CPU], 1)
-    models.turn([torch.tensor([0.3])], "task")
-    tensors = models.tensors(0, CPU)
-    early = tensors["v"] * tensors["w"].detach()  # gone through last, and it needs w
-    with pytest.raises(BadInput, match="the network uses a weight beside its gradient"):
-        models.backward(0, CPU, (early.exp() * tensors["w"]).sum())
+def test_weights_may_be_used_apart_from_their_gradient():
+    """The gradient of v is computed last and needs w, whose memory its own gradient has by then."""
+    base = {"w": torch.tensor([1.0, 2.0]), "v": torch.tensor([0.5, 1.0])}
+    vectors = TaskVectors.of(base, {"a": {"w": torch.zeros(2), "v": torch.zeros(2)}})
+    models, scale = MergedModels(vectors, 1), torch.tensor([0.3], requires_grad=True)
+
+    def loss(tensors):
+        return ((tensors["v"] * tensors["w"].detach()).exp() * tensors["w"]).sum()
+
+    models.turn([scale], "task")
+    models.backward(0, loss(models.tensors(0, CPU)))
+    (found,) = models.turn([], "task")
+    loss(merged(vectors, scale)).backward()
+    torch.testing.assert_close(found.float(), scale.grad)
+
+
+class Shared(nn.Module):
+    """Torch gives the two weights one gradient, in one piece of memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(2, 2))
+
+    def forward(self, x):
+        return (self.a.view(-1) + self.b.view(-1)) * x
+
+
+class Split(nn.Module):
+    """The gradients of the two weights are parts of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, x):
+        return torch.cat([self.a, self.b], 1) @ x[:1].expand(6) + torch.cat([self.a, self.b]).square().mean(1)[:2]
+
+
+class Turned(nn.Module):
+    """The gradient lies the other way round."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        return self.a.t().contiguous() * x[:, None]
+
+
+@pytest.mark.parametrize("made", [Shared, Split, Turned])
+def test_gradients_that_share_memory_do_not_share_the_next_weights(made):
+    torch.manual_seed(0)
+    base, other = made(), made()
+    vectors = TaskVectors.of(base, {"a": other})
+    models, x = MergedModels(vectors, 1), torch.randn(4)
+    for scale in (0.3, 0.7, 0.1):
+        wanted = torch.tensor([scale], requires_grad=True)
+        models.turn([wanted], "task")
+        tensors, expected = models.tensors(0, CPU), merged(vectors, wanted)
+        for name, value in expected.items():
+            torch.testing.assert_close(tensors[name], value)
+        models.backward(0, functional_call(base, tensors, (x,)).square().sum())
+        (found,) = models.turn([], "task")
+        functional_call(base, expected, (x,)).square().sum().backward()
+        torch.testing.assert_close(found.float(), wanted.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_sparse_gradients_are_dense_ones():
@@ -196,10 +257,10 @@ def test_sparse_gradients_are_dense_ones():
     base = {"w": torch.randn(4, 3)}
     vectors = TaskVectors.of(base, {"a": {"w": base["w"] + torch.randn(4, 3)}})
     for sparse in (False, True):
-        models = MergedModels(vectors, [CPU], 1)
+        models = MergedModels(vectors, 1)
         models.turn([torch.tensor([0.3])], "task")
         rows = nn.functional.embedding(ids, models.tensors(0, CPU)["w"], sparse=sparse)
-        models.backward(0, CPU, rows.square().sum())
+        models.backward(0, rows.square().sum())
         found += models.turn([], "task")
     torch.testing.assert_close(found[0], found[1])
     assert found[0].abs() > 1e-3
@@ -207,20 +268,29 @@ def test_sparse_gradients_are_dense_ones():
 
 def test_a_loss_that_depends_on_nothing_merged_is_refused():
     vectors = TaskVectors.of({"w": torch.ones(2)}, {"a": {"w": torch.zeros(2)}})
-    models = MergedModels(vectors, [CPU], 1)
+    models = MergedModels(vectors, 1)
     with pytest.raises(BadInput, match="no output of task 'x' depends on a tensor that is merged"):
-        models.backward(0, CPU, torch.tensor(1.0), "task 'x'")
+        models.backward(0, torch.tensor(1.0), "task 'x'")
 
 
 def test_vectors_stay_as_they_were():
     vectors = long_family()
     before = vectors.matrix.clone()
-    models = MergedModels(vectors, [CPU], 2)
+    models = MergedModels(vectors, 2)
     models.turn([torch.rand(9), torch.rand(9)], "task")
     for slot in range(2):
-        models.backward(slot, CPU, sum(value.square().sum() for value in models.tensors(slot, CPU).values()))
+        models.backward(slot, sum(value.square().sum() for value in models.tensors(slot, CPU).values()))
     models.turn([], "task")
     assert torch.equal(vectors.matrix, before)
+
+
+def test_a_gradient_keeps_no_larger_memory_than_its_own():
+    vectors = TaskVectors.of({"w": torch.ones(2)}, {"a": {"w": torch.zeros(2)}})
+    models = MergedModels(vectors, 1)
+    models.turn([torch.tensor([0.3])], "task")
+    together = torch.cat([models.tensors(0, CPU)["w"], torch.ones(1000)])  # its gradient is one piece of 1,002
+    models.backward(0, together.square().sum())
+    assert models._models[0]["w"].untyped_storage().nbytes() == 8
 
 
 @pytest.mark.parametrize(("ran", "shape"), [(3, (1, 9)), (0, (3, 9)), (0, (1, 8)), (0, (1, 9, 4)), (0, (1, 9, 5, 1))])
@@ -228,5 +298,28 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(ran, shape):
     vectors = long_family()
     models = torch.ones(2, vectors.base.numel(), dtype=torch.float64)
     with pytest.raises(BadInput, match="do not fit 2 models of 9 experts and 5 tensors"):
-        pass_over(vectors, models, "task", ran=ran, coefficients=torch.rand(shape))
+        pass_over(vectors, tensors_of(vectors, models), "task", ran=ran, coefficients=torch.rand(shape))
     assert bool((models == 1).all())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.ones(5000, 3, dtype=torch.float64).T,
+        torch.ones(3, 4999, dtype=torch.float64),
+        torch.ones(15000, dtype=torch.float64),
+        torch.ones(3, 5000),
+        None,
+    ],
+    ids=["not contiguous", "too short", "flat", "another precision", "missing"],
+)
+def test_tensors_that_lie_otherwise_are_refused_before_anything_is_written(wrong):
+    vectors = long_family()
+    good = torch.ones(2, vectors.base.numel(), dtype=torch.float64)
+    models = tensors_of(vectors, good)
+    models[1].pop("long")
+    if wrong is not None:
+        models[1]["long"] = wrong
+    with pytest.raises(BadInput, match=r"'long' has to be contiguous, \(3, 5000\), and torch.float64"):
+        pass_over(vectors, models, "task", ran=1, coefficients=torch.rand(2, 9))
+    assert bool((good == 1).all())

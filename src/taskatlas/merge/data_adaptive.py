@@ -209,11 +209,10 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         if self.standardise:
             h.standardise(everything.to(h.mean.device))
         networks = self.family_.for_learning()
-        devices = {network.device for network in networks.values()}
         with self.family_.learning(self.seed):
             self.learned_: Learned | None = learn(
                 h,
-                MergedModels(self.family_.vectors, devices, min(_TOGETHER, len(self.tasks_))),
+                MergedModels(self.family_.vectors, min(_TOGETHER, len(self.tasks_))),
                 by_task(networks, streams)
                 if groups is None
                 else by_group(

@@ -1,7 +1,8 @@
 """A merged model to learn coefficients on: its weights and their gradient, flat, under what networks take."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -44,7 +45,8 @@ class FlatModel:
         self.gradient = torch.zeros_like(self.theta)
         self.reached: set[str] = set()
         gradients = vectors.views(self.gradient)
-        self._leaves, self.tensors = leaves_of(vectors, self.theta)
+        self._leaves = {name: view.data.requires_grad_() for name, view in vectors.views(self.theta).items()}
+        self.tensors = with_ties(vectors, self._leaves)
         for name, leaf in self._leaves.items():
             leaf.grad = gradients[name]
             leaf.register_post_accumulate_grad_hook(partial(self._reach, name))  # type: ignore[no-untyped-call]
@@ -75,25 +77,36 @@ class FlatModel:
         self.reached.add(name)
 
 
-def leaves_of(vectors: Vectors, flat: Float[Tensor, " D"]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of a flat vector as leaves of autograd that share its memory, and the same with their tied names.
-
-    Each has a version of its own: that one changes says nothing about the others.
-    """
-    leaves = {name: view.data.requires_grad_() for name, view in vectors.views(flat).items()}
-    ties = {other: leaves[name] for other, name in vectors.ties.items() if name in leaves}
-    return leaves, {**leaves, **ties}
+def with_ties(vectors: Vectors, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The merged tensors also under the names that are tied to theirs."""
+    return {**tensors, **{other: tensors[name] for other, name in vectors.ties.items() if name in tensors}}
 
 
 def run_backward(loss: Float[Tensor, ""], leaves: Iterable[Tensor], who: str) -> None:
     """Gradients of a loss for leaves, and for nothing else.
 
     Raises:
-        BadInput: the loss depends on none of them.
+        BadInput: the loss depends on none of them, or is checkpointed in a way that leaves some out.
     """
     if not loss.requires_grad:
         raise BadInput(
             f"no output of {who} depends on a tensor that is merged. Does it run under no_grad, or does own= "
             "leave nothing to merge?"
         )
+    if any(node.name() == "CheckpointFunctionBackward" for node in _nodes(loss)):
+        raise BadInput(
+            f"{who} is checkpointed with use_reentrant=True, which gives no gradient to chosen tensors alone. "
+            "Give torch.utils.checkpoint use_reentrant=False there."
+        )
     torch.autograd.backward(loss, inputs=list(leaves))
+
+
+def _nodes(loss: Tensor) -> Iterator[Any]:
+    """The graph behind a loss."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+            yield node

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -110,17 +111,15 @@ def learn(
             ran = coefficients
             for slot, sampled in enumerate(together):
                 network, inputs = _network_of(sampled, models, slot)
-                with torch.enable_grad():
-                    logits = network.logits(inputs, models.tensors(slot, network.device))
-                    mean, marginal = mean_entropy(logits)
-                    loss = sampled.share * (mean - diversity * spread_of(logits) if diversity else mean)
-                if not math.isfinite(float(mean.detach())):
+                tensors = models.tensors(slot, network.device)
+                run = partial(_go_through, network, inputs, models, slot, sampled.share, diversity)
+                mean, marginal, logits = network.holding(tensors, run)
+                if not math.isfinite(mean):
                     raise WorkFailed(
                         f"the predictions of {network.task!r} became NaN in step {step + 1} of {count}. "
                         f"Try a learning rate below {learning_rate:g}, bound='clamp', or a smaller initial coefficient."
                     )
-                models.backward(slot, network.device, loss, f"the network of task {network.task!r}")
-                entropy[step, sampled.position] = [float(mean.detach()), float(marginal.detach())]
+                entropy[step, sampled.position] = [mean, marginal]
                 means[step, sampled.position] = _by_expert(coefficients[slot], alive)
                 monitor.see(sampled.position, logits)
                 give_back_freed_memory()
@@ -234,6 +233,19 @@ def _batched(step: Iterable[Sampled], size: int) -> Iterator[list[Sampled]]:
 def _backward(coefficients: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     for each, gradient in zip(coefficients, gradients, strict=True):
         torch.autograd.backward(each, gradient.to(each))
+
+
+def _go_through(
+    network: TaskNetwork, inputs: Mapping[str, Any], models: MergedModels, slot: int, share: float, diversity: float
+) -> tuple[float, float, Tensor]:
+    """Forward, and backward unless the predictions are NaN: their mean entropy, that of their mean, and the logits."""
+    with torch.enable_grad():
+        logits = network.logits(inputs)
+        mean, marginal = mean_entropy(logits)
+        loss = share * (mean - diversity * spread_of(logits) if diversity else mean)
+    if math.isfinite(float(mean.detach())):
+        models.backward(slot, loss, f"the network of task {network.task!r}")
+    return float(mean.detach()), float(marginal.detach()), logits.detach()
 
 
 def _network_of(sampled: Sampled, models: MergedModels, slot: int) -> tuple[TaskNetwork, dict[str, Any]]:

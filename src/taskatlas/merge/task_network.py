@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from taskatlas.errors import BadInput, WorkFailed
 from taskatlas.merge.low_rank import Vectors
@@ -17,6 +18,7 @@ Head = Callable[[Any], Any]
 """From a network's output to logits."""
 
 _START = "decoder_input_ids"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +94,26 @@ class TaskNetwork:
                 f"the network of task {self.task!r} cannot take a batch: {first_line(error)}.{hint}"
             ) from error
         return logits_of(output, count, f"the network of task {self.task!r}")
+
+    def holding(self, tensors: Mapping[str, Tensor], run: Callable[[], T]) -> T:
+        """What ``run`` gives while the network holds these tensors in place of its own.
+
+        For a forward pass and its backward pass, in which ``torch.utils.checkpoint`` runs parts of the network again.
+        """
+        held = {f"network.{name}": value for name, value in {**self.kept, **tensors}.items()}
+        found: T = functional_call(_Holding(self.network, run), held, ())
+        return found
+
+
+class _Holding(nn.Module):
+    """Runs something in place of a network."""
+
+    def __init__(self, network: nn.Module, run: Callable[[], Any]) -> None:
+        super().__init__()
+        self.network, self.run = network, run
+
+    def forward(self) -> Any:
+        return self.run()
 
 
 def decoder_start(network: nn.Module) -> int | None:

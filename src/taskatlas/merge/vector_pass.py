@@ -10,27 +10,30 @@ Dot products are summed in the precision of the vectors within a piece and in fl
 the result does not depend on the number of threads.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
+from numba.extending import intrinsic
 from torch import Tensor
 
 from taskatlas.errors import BadInput
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.task_vectors import Level, TaskVectors
 
-_PIECE = 2048  # elements of D: those of eight task vectors, the base and two models are 90 kB
+_PIECE = 4096  # elements of D: those of eight task vectors, the base and two models are 180 kB
+_ABREAST = 4  # task vectors: a gradient or a model is gone through once for so many, which takes as many registers
 _DTYPES = (torch.float32, torch.float64)
 
 
 def pass_over(
     vectors: Vectors,
-    models: Float[Tensor, "models D"],
+    models: Sequence[Mapping[str, Tensor]],
     level: Level,
     *,
     ran: int = 0,
@@ -40,98 +43,154 @@ def pass_over(
 
     Args:
         vectors: base and task vectors, dense or low-rank.
-        models: the first ``ran`` rows hold ∂L/∂θ; the first ``next`` rows are overwritten by θ(λ).
+        models: tensors by name, contiguous and in the shapes of the base: the first ``ran`` models hold ∂L/∂θ, and
+            θ(λ) is written over the first ``next``.
         level: of the gradients.
-        ran: how many rows hold gradients.
+        ran: how many models hold gradients.
         coefficients: λ of the models that run next; None: there are none.
 
     Raises:
-        BadInput: more models than rows, or other coefficients than experts and tensors have.
+        BadInput: more models than are given, other coefficients than experts and tensors have, or a tensor that does
+            not lie as it has to; nothing is written then.
 
     Example:
         >>> base = {"w": torch.zeros(2), "b": torch.ones(1)}
         >>> vectors = TaskVectors.of(base, {"a": {"w": torch.tensor([1.0, 0.0]), "b": torch.tensor([3.0])}})
-        >>> models = torch.tensor([[1.0, 2.0, 3.0]])
-        >>> pass_over(vectors, models, "task", ran=1, coefficients=torch.tensor([[0.5]]))
+        >>> model = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+        >>> pass_over(vectors, [model], "task", ran=1, coefficients=torch.tensor([[0.5]]))
         tensor([[7.]], dtype=torch.float64)
-        >>> models
-        tensor([[0.5000, 0.0000, 2.0000]])
+        >>> model
+        {'w': tensor([0.5000, 0.0000]), 'b': tensor([2.])}
     """
-    following = models.new_empty(0, len(vectors.names)) if coefficients is None else coefficients.detach().to(models)
+    base = vectors.base
+    following = base.new_empty(0, len(vectors.names)) if coefficients is None else coefficients.detach().to(base)
     sizes = (len(vectors.names),), (len(vectors.names), len(vectors.places))
     if max(ran, len(following)) > len(models) or tuple(following.shape[1:]) not in sizes:
         raise BadInput(
             f"{ran} models that ran and coefficients of shape {tuple(following.shape)} do not fit {len(models)} models "
             f"of {sizes[1][0]} experts and {sizes[1][1]} tensors."
         )
-    if isinstance(vectors, TaskVectors) and models.device.type == "cpu" and models.dtype in _DTYPES:
-        return _compiled(vectors, models, level, ran, following)
-    found = [vectors.gradient(row, level) for row in models[:ran]]
-    for row, wanted in zip(models, following, strict=False):
-        vectors.merged(wanted, out=row)
+    used = models[: max(ran, len(following))]
+    for model in used:
+        _check_lies_so(model, vectors)
+    if isinstance(vectors, TaskVectors) and base.device.type == "cpu" and base.dtype in _DTYPES:
+        return _compiled(vectors, used, level, ran, following)
+    found = [vectors.gradient(_flat(model, vectors), level) for model in used[:ran]]
+    for model, wanted in zip(used, following, strict=False):
+        for name, value in vectors.views(vectors.merged(wanted)).items():
+            model[name].copy_(value)
     return torch.stack(found) if found else torch.empty(0, *sizes[level == "layer"], dtype=torch.float64)
 
 
-def _compiled(vectors: TaskVectors, models: Tensor, level: Level, ran: int, following: Tensor) -> Tensor:
-    starts, stops, columns = _pieces(vectors)
-    dots = np.zeros((len(starts), ran, len(vectors.names)), models.numpy().dtype)
-    by_tensor = following if following.ndim == 3 else following[:, :, None].expand(-1, -1, len(vectors.places))
-    arrays = (vectors.matrix.numpy(), models.numpy(), by_tensor.contiguous().numpy(), starts, stops, columns, dots)
-    threads = min(torch.get_num_threads(), len(starts))
-    parts = [*pairwise(np.linspace(0, len(starts), threads + 1).astype(int))]
+def _check_lies_so(model: Mapping[str, Tensor], vectors: Vectors) -> None:
+    """What is compiled goes by addresses, and checks nothing."""
+    for name, shape in vectors.shapes.items():
+        value = model.get(name)
+        if value is None or value.shape != shape or not value.is_contiguous() or value.dtype != vectors.base.dtype:
+            raise BadInput(
+                f"the model's tensor {name!r} has to be contiguous, {tuple(shape)}, and {vectors.base.dtype}."
+            )
+        if value.device != vectors.base.device:
+            raise BadInput(f"the model's tensor {name!r} lies on {value.device}, the vectors on {vectors.base.device}.")
+
+
+def _flat(model: Mapping[str, Tensor], vectors: Vectors) -> Tensor:
+    return torch.cat([model[name].reshape(-1) for name in vectors.places])
+
+
+def _compiled(
+    vectors: TaskVectors, models: Sequence[Mapping[str, Tensor]], level: Level, ran: int, following: Tensor
+) -> Tensor:
+    experts, tensors, pieces = len(vectors.names), len(vectors.places), _pieces(vectors.places.values())
+    *deltas, base = [row.data_ptr() for row in vectors.matrix]
+    addresses = [model[name].data_ptr() for model in models for name in vectors.places]
+    padding = -experts % _ABREAST  # the last expert again, with coefficients of zero
+    by_tensor = following if following.ndim == 3 else following[:, :, None].expand(-1, -1, tensors)
+    dots = np.zeros((len(pieces), ran, experts + padding), vectors.matrix.numpy().dtype)
+    arrays = (
+        np.array([*deltas, *deltas[-1:] * padding, base], np.uintp),
+        np.array(addresses, np.uintp).reshape(-1, tensors),
+        np.pad(by_tensor.numpy(), ((0, 0), (0, padding), (0, 0))),
+        pieces,
+        dots,
+    )
+    threads = min(torch.get_num_threads(), len(pieces))
+    parts = [*pairwise(np.linspace(0, len(pieces), threads + 1).astype(int))]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda part: _pass_over_pieces(*arrays, *part), parts))
-    layers = np.zeros((ran, len(vectors.names), len(vectors.places)))
+    layers = np.zeros((ran, experts, tensors))
     for row, gradient in enumerate(layers):
         for expert, of_tensors in enumerate(gradient):
-            of_tensors[:] = np.bincount(columns, dots[:, row, expert].astype(np.float64), len(of_tensors))
+            of_tensors[:] = np.bincount(pieces[:, 3], dots[:, row, expert].astype(np.float64), tensors)
     found = torch.from_numpy(layers)
     return found if level == "layer" else found.sum(2)
 
 
-def _pieces(vectors: TaskVectors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where every piece of D starts and stops, and of which tensor it is: none is of two."""
-    starts: list[int] = []
-    columns: list[int] = []
-    for column, place in enumerate(vectors.places.values()):
-        found = range(place.start, place.stop, _PIECE)
-        starts += found
-        columns += [column] * len(found)
-    return np.array(starts), np.array([*starts[1:], vectors.base.numel()]), np.array(columns)
+def _pieces(places: Iterable[slice]) -> Int64[np.ndarray, "pieces 4"]:
+    """Where each begins in D and within its tensor, how long it is, and of which tensor it is: none is of two."""
+    found = [
+        (start, start - place.start, min(_PIECE, place.stop - start), column)
+        for column, place in enumerate(places)
+        for start in range(place.start, place.stop, _PIECE)
+    ]
+    return np.array(found, np.int64).reshape(-1, 4)
+
+
+@intrinsic
+@no_type_check
+def _at(context: Any, address: Any) -> Any:  # noqa: ARG001
+    """The memory at an address."""
+
+    def generated(_, builder, __, arguments):
+        return builder.inttoptr(arguments[0], numba.core.cgutils.voidptr_t)
+
+    return numba.types.voidptr(address), generated
+
+
+@numba.njit
+@no_type_check
+def _numbers(address: Any, start: int, size: int, like: np.ndarray) -> np.ndarray:
+    """So many numbers from there on, of a type."""
+    return numba.carray(_at(address), start + size, like.dtype)[start:]
 
 
 @numba.njit(nogil=True, fastmath={"contract", "reassoc"})
 @no_type_check  # what is compiled cannot be wrapped
 def _pass_over_pieces(
-    matrix: np.ndarray,
+    vectors: np.ndarray,
     models: np.ndarray,
     coefficients: np.ndarray,
-    starts: np.ndarray,
-    stops: np.ndarray,
-    columns: np.ndarray,
+    pieces: np.ndarray,
     dots: np.ndarray,
     first: int,
     last: int,
 ) -> None:
-    """The pieces from ``first`` to before ``last``: gradients into ``dots``, merges into ``models``."""
-    experts = len(matrix) - 1
+    """The pieces from ``first`` to before ``last``: gradients into ``dots``, merges into the models."""
+    experts = len(vectors) - 1  # with the padding
     for piece in range(first, last):
-        start, stop, column = starts[piece], stops[piece], columns[piece]
-        for row in range(dots.shape[1]):
-            gradient = models[row, start:stop]
-            for expert in range(experts):
-                delta = matrix[expert, start:stop]
-                total = dots[piece, row, expert]
-                for e in range(len(delta)):
-                    total += delta[e] * gradient[e]
-                dots[piece, row, expert] = total
+        start, offset, size, column = pieces[piece]
+        for i in range(0, experts, _ABREAST):
+            a, b = _numbers(vectors[i], start, size, dots), _numbers(vectors[i + 1], start, size, dots)
+            c, d = _numbers(vectors[i + 2], start, size, dots), _numbers(vectors[i + 3], start, size, dots)
+            for row in range(dots.shape[1]):
+                gradient, found = _numbers(models[row, column], offset, size, dots), dots[piece, row]
+                of_a, of_b, of_c, of_d = found[i], found[i + 1], found[i + 2], found[i + 3]
+                for e in range(size):
+                    of_a += a[e] * gradient[e]
+                    of_b += b[e] * gradient[e]
+                    of_c += c[e] * gradient[e]
+                    of_d += d[e] * gradient[e]
+                found[i], found[i + 1], found[i + 2], found[i + 3] = of_a, of_b, of_c, of_d
+        base = _numbers(vectors[experts], start, size, dots)
         for row in range(len(coefficients)):
-            theta = models[row, start:stop]
-            base = matrix[experts, start:stop]
-            for e in range(len(base)):
+            theta = _numbers(models[row, column], offset, size, dots)
+            for e in range(size):
                 theta[e] = base[e]
-            for expert in range(experts):
-                delta = matrix[expert, start:stop]
-                scale = coefficients[row, expert, column]
-                for e in range(len(delta)):
-                    theta[e] += scale * delta[e]
+        for i in range(0, experts, _ABREAST):
+            a, b = _numbers(vectors[i], start, size, dots), _numbers(vectors[i + 1], start, size, dots)
+            c, d = _numbers(vectors[i + 2], start, size, dots), _numbers(vectors[i + 3], start, size, dots)
+            for row in range(len(coefficients)):
+                theta, scales = _numbers(models[row, column], offset, size, dots), coefficients[row, :, column]
+                of_a, of_b, of_c, of_d = scales[i], scales[i + 1], scales[i + 2], scales[i + 3]
+                for e in range(size):
+                    theta[e] += of_a * a[e] + of_b * b[e] + of_c * c[e] + of_d * d[e]
