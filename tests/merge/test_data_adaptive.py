@@ -697,6 +697,13 @@ def test_networks_that_torch_cannot_go_through_in_parts_are_told():
             learn()
 
 
+def test_networks_without_statistics_have_none_to_estimate():
+    found = fused(steps=2)
+    before = found.predict_log_proba([batch(0)], "a")
+    assert found.estimate_statistics(streams("abc")) is found
+    np.testing.assert_array_equal(found.predict_log_proba([batch(0)], "a"), before)
+
+
 def test_predictions_that_are_nan_fail_with_the_task_and_the_step():
     base, experts = family()
 

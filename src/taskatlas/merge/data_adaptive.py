@@ -285,6 +285,8 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
     def estimate_statistics(self, X: Mapping[str, Data]) -> "DataAdaptive":
         """Estimates BatchNorm's statistics for each task from unlabelled data; ``fit`` has done so for its own tasks.
 
+        Networks without such statistics stay as they are.
+
         Args:
             X: task -> its samples.
 
@@ -293,6 +295,8 @@ class DataAdaptive(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         """
         check_is_fitted(self, "fused_")
         self._check_tasks(X)
+        if not self.family_.moving_statistics:
+            return self
         self._estimate(self._featured({task: X[task] for task in sorted(X)}))
         return self
 
