@@ -92,7 +92,7 @@ class Left(torch.autograd.Function):
 def apart_from_the_heap(tensors: dict[str, Tensor]) -> list[Tensor]:
     """Copies in memory of their own: what is freed and kept in the heap decides how fast the loop is."""
     blocks = [torch.frombuffer(mmap(-1, value.nbytes), dtype=value.dtype) for value in tensors.values()]
-    return [block.view(value.shape).copy_(value) for block, value in zip(blocks, tensors.values(), strict=True)]
+    return [block.resize_(value.shape).copy_(value) for block, value in zip(blocks, tensors.values(), strict=True)]
 
 
 def timed(function: Callable[..., object], *arguments: object) -> float:

@@ -1,5 +1,6 @@
 """Data-adaptive fusion against a loop with one graph through everything, and what it says about bad input."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -117,6 +118,63 @@ def test_what_is_computed_again_is_computed_with_the_merged_weights(learner):
             found.append(fitted.coefficients_)
     np.testing.assert_allclose(*found, rtol=1e-5)
     assert abs(found[0] - 0.3).max() > 0.02
+
+
+def test_what_is_computed_again_has_each_experts_own_tensors():
+    found = []
+    for kind in (nn.Sequential, Checkpointed):
+        base, experts = family()
+        tensors = {name: expert.state_dict() for name, expert in experts.items()}
+        fitted = DataAdaptive(kind(*base), tensors, extractor(), own=["0.*"], steps=6, learning_rate=0.05)
+        found.append(fitted.fit(streams(experts)).coefficients_)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+class Attached(Checkpointed):
+    """Its first part needs a weight again that has its gradient by then."""
+
+    kind = staticmethod(lambda part, x: part(x))
+
+    def forward(self, x):
+        norm = self[3]
+        part = lambda x: self[2](torch.tanh(self[0](x)) * norm.weight.detach().norm())  # noqa: E731
+        return self[4](norm(self.kind(part, x)))
+
+
+class AttachedAgain(Attached):
+    kind = staticmethod(lambda part, x: checkpoint(part, x, use_reentrant=False))
+
+
+def test_weights_stay_until_the_backward_pass_is_over():
+    found = []
+    for kind in (Attached, AttachedAgain):
+        base, experts = family()
+        base, experts = kind(*base), {name: kind(*expert) for name, expert in experts.items()}
+        fitted = DataAdaptive(base, experts, extractor(), level="layer", steps=6, learning_rate=0.05)
+        found.append(fitted.fit(streams(experts)).coefficients_)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert abs(found[0] - 0.3).max() > 0.02
+
+
+@pytest.mark.parametrize("learner", ["data-adaptive", "adamerging"])
+def test_a_head_that_is_part_of_the_network_is_not_merged(learner):
+    found = []
+    for head_of in (lambda network: network[4], lambda network: copy.deepcopy(network[4])):
+        base, experts = (Featuring(*family()[0]), {n: Featuring(*e) for n, e in family()[1].items()})
+        heads = {name: head_of(expert) for name, expert in experts.items()}
+        if learner == "adamerging":
+            found.append(
+                adamerge(base, experts, streams(experts), heads=heads, steps=6, learning_rate=0.05).coefficients
+            )
+        else:
+            fitted = DataAdaptive(base, experts, extractor(), heads=heads, steps=6, learning_rate=0.05)
+            found.append(fitted.fit(streams(experts)).coefficients_)
+    np.testing.assert_array_equal(*found)
+
+
+class Featuring(nn.Sequential):
+    def forward(self, x):
+        return self[3](self[2](self[1](self[0](x))))
 
 
 @pytest.mark.parametrize("level", ["task", "layer"])

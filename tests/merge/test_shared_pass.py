@@ -293,6 +293,76 @@ def test_a_gradient_keeps_no_larger_memory_than_its_own():
     assert models._models[0]["w"].untyped_storage().nbytes() == 8
 
 
+class Stored(torch.autograd.Function):
+    """A product with a stored tensor, which is its gradient."""
+
+    @staticmethod
+    def forward(ctx, w, x):
+        ctx.x = x
+        return (w * x).sum()
+
+    @staticmethod
+    def backward(ctx, _):
+        return ctx.x.view_as(ctx.x), None
+
+
+def test_what_others_hold_is_not_written_over():
+    vectors = TaskVectors.of({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}})
+    models, x, seen = MergedModels(vectors, 2), torch.tensor([1.0, 2.0]), []
+    for turn in range(2):
+        found = models.turn([torch.tensor([0.3]), torch.tensor([0.7])], "task")
+        assert [float(each) for each in found] == [3, 5][: 2 * turn]
+        w = models.tensors(0, CPU)["w"]
+        assert w.tolist() == pytest.approx([0.3, 0.3])
+        models.backward(0, Stored.apply(w, x))
+        w = models.tensors(1, CPU)["w"]
+        assert w.tolist() == pytest.approx([0.7, 0.7])
+        h = w + torch.zeros(2)
+        h.register_hook(lambda gradient: seen.append(gradient.detach()))
+        models.backward(1, (h * torch.tensor([2.0, 3.0])).sum())
+    assert x.tolist() == [1, 2]
+    assert [each.tolist() for each in seen] == [[2, 3], [2, 3]]
+
+
+def test_a_model_that_reaches_fewer_tensors_than_the_one_before_has_no_gradient_of_it():
+    base = {"w": torch.zeros(1), "v": torch.zeros(1)}
+    vectors = TaskVectors.of(base, {"a": {"w": torch.ones(1), "v": torch.ones(1)}})
+    models = MergedModels(vectors, 2)
+    models.turn([torch.tensor([1.0]), torch.tensor([1.0])], "task")
+    tensors = models.tensors(0, CPU)
+    models.backward(0, (tensors["w"] + tensors["v"]).sum())
+    models.backward(1, (2 * models.tensors(1, CPU)["w"]).sum())
+    assert [float(each) for each in models.turn([], "task")] == [2, 2]
+
+
+class Inner(torch.autograd.Function):
+    """tanh(x w), with a backward pass of its own within that of the whole, as reversible networks have."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.x, ctx.w = x.detach(), w
+        return torch.tanh(x.detach() * w.detach())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.x.requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.backward(torch.tanh(x * ctx.w), gradient)
+        return x.grad, None
+
+
+def test_gradients_that_arrive_in_parts_are_added():
+    vectors = TaskVectors.of({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}})
+    models, scale, x = MergedModels(vectors, 1), torch.tensor([0.4], requires_grad=True), torch.tensor([0.5, 2.0])
+    models.turn([scale], "task")
+    w = models.tensors(0, CPU)["w"]
+    models.backward(0, Inner.apply(Inner.apply(x * w, w), w).sum())
+    (found,) = models.turn([], "task")
+    w = merged(vectors, scale)["w"]
+    torch.tanh(torch.tanh(x * w * w) * w).sum().backward()
+    torch.testing.assert_close(found.float(), scale.grad)
+
+
 @pytest.mark.parametrize(("ran", "shape"), [(3, (1, 9)), (0, (3, 9)), (0, (1, 8)), (0, (1, 9, 4)), (0, (1, 9, 5, 1))])
 def test_what_does_not_fit_is_refused_before_anything_is_written(ran, shape):
     vectors = long_family()
@@ -309,9 +379,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(ran, shape):
         torch.ones(3, 4999, dtype=torch.float64),
         torch.ones(15000, dtype=torch.float64),
         torch.ones(3, 5000),
+        torch.ones(3, 5000, dtype=torch.float64, device="meta"),
         None,
     ],
-    ids=["not contiguous", "too short", "flat", "another precision", "missing"],
+    ids=["not contiguous", "too short", "flat", "another precision", "another device", "missing"],
 )
 def test_tensors_that_lie_otherwise_are_refused_before_anything_is_written(wrong):
     vectors = long_family()
@@ -320,6 +391,6 @@ def test_tensors_that_lie_otherwise_are_refused_before_anything_is_written(wrong
     models[1].pop("long")
     if wrong is not None:
         models[1]["long"] = wrong
-    with pytest.raises(BadInput, match=r"'long' has to be contiguous, \(3, 5000\), and torch.float64"):
+    with pytest.raises(BadInput, match=r"'long' (has to be contiguous, \(3, 5000\), and torch.float64|lies on meta)"):
         pass_over(vectors, models, "task", ran=1, coefficients=torch.rand(2, 9))
     assert bool((good == 1).all())

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -176,27 +176,21 @@ def _learn(
     for step in track(range(steps), "learning coefficients"):
         model.merge(coefficients)
         for position, (task, network) in enumerate(networks.items()):
-            run = partial(_go_through, network, network.inputs(next(streams[task])), model)
-            entropy[step, position] = network.holding(model.tensors, run)
+            with torch.enable_grad():
+                found = mean_entropy(network.logits(network.inputs(next(streams[task])), model.tensors))
+            entropy[step, position] = [float(value.detach()) for value in found]
             if not math.isfinite(entropy[step, position, 0]):
                 raise WorkFailed(
                     f"the predictions of task {task!r} became NaN in step {step + 1} of {steps}. "
                     f"Try a learning rate below {learning_rate:g}, or an initial coefficient below {initial:g}."
                 )
+            who = f"the network of task {task!r}"
+            network.holding(model.tensors, partial(model.backward, found[0], who))
         coefficients.grad = model.gradient_of_coefficients(level)
         optimizer.step()
         path.append(coefficients.detach().cpu().numpy().copy())
     model.merge(coefficients)
     return _Learned(model.theta, np.stack(path), entropy, frozenset(model.reached))
-
-
-def _go_through(network: TaskNetwork, inputs: Mapping[str, Any], model: FlatModel) -> tuple[float, float]:
-    """Forward, and backward unless the predictions are NaN: their mean entropy, and that of the mean prediction."""
-    with torch.enable_grad():
-        mean, marginal = mean_entropy(network.logits(inputs))
-    if math.isfinite(float(mean.detach())):
-        model.backward(mean, f"the network of task {network.task!r}")
-    return float(mean.detach()), float(marginal.detach())
 
 
 def _learning(

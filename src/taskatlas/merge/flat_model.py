@@ -65,7 +65,7 @@ class FlatModel:
             who: the network, for messages.
 
         Raises:
-            BadInput: the loss depends on no merged tensor.
+            BadInput: as ``run_backward``.
         """
         run_backward(loss, self._leaves.values(), who)
 
@@ -86,7 +86,7 @@ def run_backward(loss: Float[Tensor, ""], leaves: Iterable[Tensor], who: str) ->
     """Gradients of a loss for leaves, and for nothing else.
 
     Raises:
-        BadInput: the loss depends on none of them, or is checkpointed in a way that leaves some out.
+        BadInput: the loss depends on none of them, or on a reentrant checkpoint.
     """
     if not loss.requires_grad:
         raise BadInput(

@@ -112,14 +112,18 @@ def learn(
             for slot, sampled in enumerate(together):
                 network, inputs = _network_of(sampled, models, slot)
                 tensors = models.tensors(slot, network.device)
-                run = partial(_go_through, network, inputs, models, slot, sampled.share, diversity)
-                mean, marginal, logits = network.holding(tensors, run)
-                if not math.isfinite(mean):
+                with torch.enable_grad():
+                    logits = network.logits(inputs, tensors)
+                    mean, marginal = mean_entropy(logits)
+                    loss = sampled.share * (mean - diversity * spread_of(logits) if diversity else mean)
+                if not math.isfinite(float(mean.detach())):
                     raise WorkFailed(
                         f"the predictions of {network.task!r} became NaN in step {step + 1} of {count}. "
                         f"Try a learning rate below {learning_rate:g}, bound='clamp', or a smaller initial coefficient."
                     )
-                entropy[step, sampled.position] = [mean, marginal]
+                who = f"the network of task {network.task!r}"
+                network.holding(tensors, partial(models.backward, slot, loss, who))
+                entropy[step, sampled.position] = [float(mean.detach()), float(marginal.detach())]
                 means[step, sampled.position] = _by_expert(coefficients[slot], alive)
                 monitor.see(sampled.position, logits)
                 give_back_freed_memory()
@@ -233,19 +237,6 @@ def _batched(step: Iterable[Sampled], size: int) -> Iterator[list[Sampled]]:
 def _backward(coefficients: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     for each, gradient in zip(coefficients, gradients, strict=True):
         torch.autograd.backward(each, gradient.to(each))
-
-
-def _go_through(
-    network: TaskNetwork, inputs: Mapping[str, Any], models: MergedModels, slot: int, share: float, diversity: float
-) -> tuple[float, float, Tensor]:
-    """Forward, and backward unless the predictions are NaN: their mean entropy, that of their mean, and the logits."""
-    with torch.enable_grad():
-        logits = network.logits(inputs)
-        mean, marginal = mean_entropy(logits)
-        loss = share * (mean - diversity * spread_of(logits) if diversity else mean)
-    if math.isfinite(float(mean.detach())):
-        models.backward(slot, loss, f"the network of task {network.task!r}")
-    return float(mean.detach()), float(marginal.detach()), logits.detach()
 
 
 def _network_of(sampled: Sampled, models: MergedModels, slot: int) -> tuple[TaskNetwork, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Merged models that run one after the other: merged together, and their gradients taken together.
 
 Merging costs what reading the task vectors costs, so models that need no result of each other share that reading
-(``vector_pass``). The gradient of a model's weights takes the weights' place as it arrives, without being copied: two
-models and their gradients need the memory of two vectors.
+(``vector_pass``). The gradient of a model's weights takes the weights' place as it arrives, without a copy where nobody
+else holds it: two models and their gradients need the memory of two vectors, and for one of them of both for a while.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from taskatlas.merge.flat_model import run_backward, with_ties
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.task_vectors import Level
 from taskatlas.merge.vector_pass import pass_over
+
+_ITS_OWN = 2  # uses of a storage: by its tensor, and by the object that asks
 
 
 class MergedModels:
@@ -48,7 +50,7 @@ class MergedModels:
             {name: vectors.base.new_empty(shape) for name, shape in vectors.shapes.items()} for _ in range(count)
         ]
         self._leaves = [{name: self._leaf(slot, name) for name in vectors.shapes} for slot in range(count)]
-        self._arrived: dict[str, int] = {}  # with the address of the memory that is the gradient's now
+        self._arrived: set[str] = set()
         self._ran = 0
 
     def __len__(self) -> int:
@@ -85,13 +87,17 @@ class MergedModels:
             who: the network, for messages.
 
         Raises:
-            BadInput: the loss depends on no merged tensor.
+            BadInput: as ``run_backward``.
         """
-        self._arrived = {}
+        self._arrived = set()
         run_backward(loss, self._leaves[slot].values(), who)
-        for name in self._leaves[slot].keys() - self._arrived.keys():
-            self._models[slot][name].zero_()
-        self.reached |= self._arrived.keys()
+        for name, leaf in self._leaves[slot].items():
+            leaf.data = leaf.new_empty(
+                0
+            )  # not before: what torch computes again may need a weight whose gradient is there
+            if name not in self._arrived:
+                self._models[slot][name].zero_()
+        self.reached |= self._arrived
 
     def _leaf(self, slot: int, name: str) -> Tensor:
         leaf = self.vectors.base.new_empty(0).requires_grad_()
@@ -99,14 +105,24 @@ class MergedModels:
         return leaf
 
     def _arrive(self, slot: int, name: str, leaf: Tensor) -> None:
-        """All that gives a tensor its gradient has been gone through, so nothing needs the tensor itself any more."""
-        gradient, model = leaf.grad, self._models[slot]
+        """A gradient takes the place of a weight; a further one, as backward passes within one give, is added."""
+        model, gradient = self._models[slot], leaf.grad
         assert gradient is not None
-        leaf.grad, leaf.data = None, leaf.new_empty(0)
+        leaf.grad = None
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        storage, weights = gradient.untyped_storage(), model[name]
-        alone = storage.nbytes() == gradient.nbytes and storage.data_ptr() not in self._arrived.values()
-        if not alone or gradient.device != weights.device:  # two tensors that are added have one gradient
-            gradient = torch.empty_like(weights).copy_(gradient)
-        model[name] = gradient
-        self._arrived[name] = gradient.untyped_storage().data_ptr()
+        if name in self._arrived:
+            model[name] += gradient.to(model[name])
+        elif gradient.device != model[name].device or not _is_alone(gradient):
+            model[name] = torch.empty_like(model[name]).copy_(gradient)
+        else:
+            model[name] = gradient
+        self._arrived.add(name)
+
+
+def _is_alone(tensor: Tensor) -> bool:
+    """Whether nobody else holds a tensor's memory, so that it can be written over.
+
+    Torch gives one to two weights that are added, and a hook may have kept it.
+    """
+    count, storage = getattr(torch._C, "_storage_Use_Count", None), tensor.untyped_storage()
+    return count is not None and storage.nbytes() == tensor.nbytes and count(storage._cdata) == _ITS_OWN

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,6 @@ Head = Callable[[Any], Any]
 """From a network's output to logits."""
 
 _START = "decoder_input_ids"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,25 +94,24 @@ class TaskNetwork:
             ) from error
         return logits_of(output, count, f"the network of task {self.task!r}")
 
-    def holding(self, tensors: Mapping[str, Tensor], run: Callable[[], T]) -> T:
-        """What ``run`` gives while the network holds these tensors in place of its own.
+    def holding(self, tensors: Mapping[str, Tensor], run: Callable[[], None]) -> None:
+        """Runs something while the network holds these tensors in place of its own.
 
-        For a forward pass and its backward pass, in which ``torch.utils.checkpoint`` runs parts of the network again.
+        For a backward pass, in which ``torch.utils.checkpoint`` computes parts of the network again.
         """
         held = {f"network.{name}": value for name, value in {**self.kept, **tensors}.items()}
-        found: T = functional_call(_Holding(self.network, run), held, ())
-        return found
+        functional_call(_Holding(self.network, run), held, ())
 
 
 class _Holding(nn.Module):
     """Runs something in place of a network."""
 
-    def __init__(self, network: nn.Module, run: Callable[[], Any]) -> None:
+    def __init__(self, network: nn.Module, run: Callable[[], None]) -> None:
         super().__init__()
         self.network, self.run = network, run
 
-    def forward(self) -> Any:
-        return self.run()
+    def forward(self) -> None:
+        self.run()
 
 
 def decoder_start(network: nn.Module) -> int | None:
