@@ -1,8 +1,8 @@
 """Learning a hypernetwork without labels: each batch is merged for, and its predictions are made surer.
 
-A step takes one batch of every task. The coefficients of its samples are averaged, the model is merged once for them
-into one flat vector, and the mean entropy of the predictions through the task's own head is the loss, less β times the
-entropy of the mean prediction where diversity is asked for. The gradient of the coefficients follows in closed form,
+A step takes one batch of every task. The coefficients of its samples are averaged, the model is merged once for them,
+and the mean entropy of the predictions through the task's own head is the loss, less β times the entropy of the mean
+prediction where diversity is asked for. The gradient of the coefficients follows in closed form,
 ∂L/∂λ_i = ⟨∂L/∂θ, τ_i⟩, and goes on into the hypernetwork. Tasks are gone through two by two, which share the reading of
 the task vectors: there are two merged models, and at last their gradients, however many tasks a step has (Tang et al.,
 IJCV 2025, section 4).

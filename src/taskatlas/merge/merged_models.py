@@ -91,10 +91,8 @@ class MergedModels:
         """
         self._arrived = set()
         run_backward(loss, self._leaves[slot].values(), who)
-        for name, leaf in self._leaves[slot].items():
-            leaf.data = leaf.new_empty(
-                0
-            )  # not before: what torch computes again may need a weight whose gradient is there
+        for name, leaf in self._leaves[slot].items():  # not before: parts that are computed again may need any weight
+            leaf.data = leaf.new_empty(0)
             if name not in self._arrived:
                 self._models[slot][name].zero_()
         self.reached |= self._arrived
