@@ -1,5 +1,7 @@
 """Models that are merged together and differentiated together, against one after the other and against autograd."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -95,6 +97,12 @@ def test_the_compiled_pass_is_the_other_one(monkeypatch):
         results.append((found, models))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_vectors_whose_elements_lie_apart():
+    """Addresses would be those of other elements."""
+    vectors = long_family()
+    check(replace(vectors, matrix=vectors.matrix.T.contiguous().T), 2, 2, "layer", 1e-11)
 
 
 def test_the_number_of_threads_changes_no_bit():

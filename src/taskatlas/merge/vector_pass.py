@@ -27,7 +27,7 @@ from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.task_vectors import Level, TaskVectors
 
 _PIECE = 4096  # elements of D: those of eight task vectors, the base and two models are 180 kB
-_ABREAST = 4  # task vectors: a gradient or a model is gone through once for so many, which takes as many registers
+_ABREAST = 4  # task vectors: a gradient or a model is gone through once for so many; the loops below are written for it
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -73,7 +73,8 @@ def pass_over(
     used = models[: max(ran, len(following))]
     for model in used:
         _check_lies_so(model, vectors)
-    if isinstance(vectors, TaskVectors) and base.device.type == "cpu" and base.dtype in _DTYPES:
+    here = base.device.type == "cpu" and base.dtype in _DTYPES and base.is_contiguous()
+    if here and isinstance(vectors, TaskVectors):
         return _compiled(vectors, used, level, ran, following)
     found = [vectors.gradient(_flat(model, vectors), level) for model in used[:ran]]
     for model, wanted in zip(used, following, strict=False):
