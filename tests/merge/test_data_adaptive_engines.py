@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from taskatlas.errors import BadInput
+from taskatlas.merge import mixing
 from taskatlas.merge.clusters import Clusters
 from taskatlas.merge.data_adaptive import DataAdaptive
 from taskatlas.merge.extractor import Extractor
@@ -576,3 +577,80 @@ def test_merged_models_are_kept_and_the_oldest_goes():
         Clusters.of(coefficients(vectors, 9), vectors, count=0)
     with pytest.raises(BadInput, match="kept=0"):
         Clusters.of(coefficients(vectors, 9), vectors, count=2, kept=0)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("rows", [3, 64])
+def test_large_products_are_explicit_merges(monkeypatch, rows, layerwise):
+    """Samples at a time and rows at a time, the last ones fewer."""
+    monkeypatch.setattr(mixing, "_LARGE", 0)
+    monkeypatch.setattr(mixing, "_ROWS", rows)
+    monkeypatch.setattr(mixing, "_TOGETHER", 2)
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    module = nn.Sequential(nn.Linear(5, 8), layer, nn.Flatten(), nn.Linear(48, 3))
+    check(runs(module), torch.randn(5, 6, 5), 5, layerwise, "mixing")
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(1, 4, 6).expand(3, 4, 6), torch.randn(3, 6, 4).transpose(1, 2), torch.randn(4, 3, 6).transpose(0, 1)],
+    ids=["the same for all", "features first", "positions first"],
+)
+def test_large_products_of_inputs_that_lie_otherwise(monkeypatch, x):
+    vectors = TaskVectors.of(nn.Linear(6, 5, bias=False), {"a": {"weight": torch.randn(5, 6)}})
+    samples = Mixing(vectors, torch.rand(3, 1))
+    expected = samples.linear(x.double().float(), "weight", torch.empty(0))
+    monkeypatch.setattr(mixing, "_LARGE", 0)
+    torch.testing.assert_close(samples.linear(x, "weight", torch.empty(0)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("why", ["float64", "a gradient is needed", "switched off", "a build without it", ""])
+def test_large_products_are_left_to_torch_where_one_dnn_cannot_do_them(monkeypatch, why):
+    asked = []
+
+    def one_dnn(sample, weight, *_):
+        asked.append(len(weight))
+        return F.linear(sample, weight)
+
+    monkeypatch.setattr(mixing, "_LARGE", 0)
+    monkeypatch.setattr(mixing, "_ONE_DNN", None if why == "a build without it" else one_dnn)
+    dtype = torch.float64 if why == "float64" else torch.float32
+    vectors = TaskVectors.of(nn.Linear(6, 5, bias=False), {"a": {"weight": torch.randn(5, 6)}}, dtype=dtype)
+    x = torch.randn(3, 4, 6, dtype=dtype, requires_grad=why == "a gradient is needed")
+    with torch.backends.mkldnn.flags(enabled=why != "switched off"):
+        Mixing(vectors, torch.rand(3, 1, dtype=dtype)).linear(x, "weight", torch.empty(0))
+    assert asked == ([] if why else [5, 5, 5])
+
+
+def test_a_pass_can_be_differentiated():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    vectors = TaskVectors.of(module, {f"e{i}": perturbed(module, i) for i in range(3)}, dtype=torch.float64)
+    wanted = coefficients(vectors, 4).double()
+    x = torch.randn(4, 6, 5, dtype=torch.float64, requires_grad=True)
+    with mixed(module, Mixing(vectors, wanted)):
+        (found,) = torch.autograd.grad(module(x).square().sum(), x)
+    for row, scale in enumerate(wanted):
+        state = vectors.state(vectors.merged(scale))
+        (expected,) = torch.autograd.grad(functional_call(module, state, (x[row],)).square().sum(), x)
+        torch.testing.assert_close(found[row], expected[row])
+
+
+def test_weights_that_are_formed_share_memory(monkeypatch):
+    """New memory for every layer had cost a third of small networks' time."""
+    torch.manual_seed(0)
+    sizes = []
+    monkeypatch.setattr(Mixing, "_workspace", watched(Mixing._workspace, sizes))
+    check(runs(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 4), nn.Flatten())), torch.randn(4, 3, 5), 4, False, "mixing")
+    assert len(sizes) >= 2
+    assert len(set(sizes[-2:])) == 1  # of the last pass, whose first layer is the larger one
+
+
+def watched(workspace, found):
+    def watch(self, size, like):
+        space = workspace(self, size, like)
+        found.append(space.data_ptr())
+        return space
+
+    return watch

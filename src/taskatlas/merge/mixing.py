@@ -32,6 +32,10 @@ _FEW_POSITIONS = 2  # up to here mixing N outputs is cheaper than forming weight
 _TOGETHER = 16  # samples whose weights are formed in one product
 _WORKSPACE = 2**21  # elements of weights that are formed at a time, for these samples together: they stay in cache
 
+_ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # private to torch, and not in every build
+_LARGE = 2**21  # multiplications for each thread, of one sample and some rows: from here on oneDNN is worth a call
+_ROWS = 256  # of its products: fewer keep threads idle, more leave the cache
+
 _WEIGHTS = 2**23  # elements of weights that are formed at a time for modules that run one sample after the other
 
 _ATTENTION = signature(nn.MultiheadAttention.forward)
@@ -62,6 +66,7 @@ class Mixing:
     coefficients: Float[Tensor, "batch N *T"]
     shared: Mapping[str, frozenset[Argument]] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
+    _space: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     def of_tensor(self, name: str) -> Float[Tensor, "batch N"]:
         """The coefficients of one tensor."""
@@ -115,18 +120,18 @@ class Mixing:
             return mixed
         outputs, inputs = weight.shape
         mixed = x.new_empty(*x.shape[:2], outputs)
-        few = min(len(x), _TOGETHER)
-        rows = min(outputs, max(1, _WORKSPACE // (inputs * few)))
-        coefficients = _with_base(coefficients)
-        space = x.new_empty(few * rows * inputs)  # the system takes a while to give new memory: all share it
+        few, large = min(len(x), _TOGETHER), _is_large(x, min(outputs, _ROWS))
+        rows = min(outputs, _ROWS if large else max(1, _WORKSPACE // (inputs * few)))
+        multiply = _multiply_one_by_one if large else _multiply_together
+        coefficients, space = _with_base(coefficients), self._workspace(few * rows * inputs, x)
         for start in range(0, outputs, rows):
             stop = min(start + rows, outputs)
-            piece = self.vectors.matrix[:, place.start + start * inputs : place.start + stop * inputs]
+            piece = slice(place.start + start * inputs, place.start + stop * inputs)
             for first in range(0, len(x), few):
                 part = slice(first, min(first + few, len(x)))
-                formed = space[: (part.stop - first) * piece.shape[1]].view(part.stop - first, -1)
-                torch.mm(coefficients[part], piece, out=formed)
-                mixed[part, :, start:stop] = torch.bmm(x[part], formed.view(len(formed), -1, inputs).transpose(1, 2))
+                formed = space[: (part.stop - first) * (piece.stop - piece.start)].view(part.stop - first, -1)
+                torch.mm(coefficients[part], self.vectors.matrix[:, piece], out=formed)
+                multiply(x[part], formed.view(len(formed), -1, inputs), mixed[part, :, start:stop])
         return mixed
 
     def rows(self, ids: Tensor, name: str, own: Tensor) -> Tensor:
@@ -148,6 +153,17 @@ class Mixing:
     def _base(self, name: str) -> Tensor:
         place = self.vectors.places[self.standing(name)]
         return self.vectors.base[place].view(self.vectors.shapes[self.standing(name)])
+
+    def _workspace(self, size: int, x: Tensor) -> Tensor:
+        """Memory for weights that are formed: layers share it, for the system takes a while to give new.
+
+        What is differentiated has its own, for its backward pass needs the weights again.
+        """
+        if x.requires_grad:
+            return x.new_empty(size)
+        if self._space.numel() < size or self._space.dtype != x.dtype or self._space.device != x.device:
+            self._space = x.new_empty(size)
+        return self._space
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -233,6 +249,26 @@ def shared_arguments(
 def _with_base(coefficients: Float[Tensor, "batch N"]) -> Float[Tensor, "batch rows"]:
     """Coefficients of all rows of ``TaskVectors.matrix``: the base counts once."""
     return torch.cat([coefficients, torch.ones_like(coefficients[:, :1])], 1)
+
+
+def _is_large(x: Float[Tensor, "batch k i"], rows: int) -> bool:
+    """Whether oneDNN, which takes one sample at a time, gains more than its calls cost."""
+    there = _ONE_DNN is not None and bool(torch.backends.mkldnn.enabled)
+    fits = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
+    return there and fits and x.shape[1] * x.shape[2] * rows >= _LARGE * torch.get_num_threads()
+
+
+def _multiply_together(
+    x: Float[Tensor, "batch k i"], weights: Float[Tensor, "batch o i"], out: Float[Tensor, "batch k o"]
+) -> None:
+    out.copy_(torch.bmm(x, weights.transpose(1, 2)))
+
+
+def _multiply_one_by_one(
+    x: Float[Tensor, "batch k i"], weights: Float[Tensor, "batch o i"], out: Float[Tensor, "batch k o"]
+) -> None:
+    for sample, weight, its_own in zip(x, weights, out, strict=True):
+        its_own.copy_(_ONE_DNN(sample, weight, None, "none", [], ""))
 
 
 def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[..., Any]:

@@ -10,9 +10,8 @@ Dot products are summed in the precision of the vectors within a piece and in fl
 the result does not depend on the number of threads.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, no_type_check
 
 import numba
@@ -23,6 +22,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from taskatlas.errors import BadInput
+from taskatlas.merge.compiled_loops import compiled, compiled_in_parallel
 from taskatlas.merge.low_rank import Vectors
 from taskatlas.merge.task_vectors import Level, TaskVectors
 
@@ -85,14 +85,13 @@ def pass_over(
 
 def _check_lies_so(model: Mapping[str, Tensor], vectors: Vectors) -> None:
     """What is compiled goes by addresses, and checks nothing."""
+    dtype, device = vectors.base.dtype, vectors.base.device
     for name, shape in vectors.shapes.items():
         value = model.get(name)
-        if value is None or value.shape != shape or not value.is_contiguous() or value.dtype != vectors.base.dtype:
-            raise BadInput(
-                f"the model's tensor {name!r} has to be contiguous, {tuple(shape)}, and {vectors.base.dtype}."
-            )
-        if value.device != vectors.base.device:
-            raise BadInput(f"the model's tensor {name!r} lies on {value.device}, the vectors on {vectors.base.device}.")
+        if value is None or value.shape != shape or not value.is_contiguous() or value.dtype != dtype:
+            raise BadInput(f"the model's tensor {name!r} has to be contiguous, {tuple(shape)}, and {dtype}.")
+        if value.device != device:
+            raise BadInput(f"the model's tensor {name!r} lies on {value.device}, the vectors on {device}.")
 
 
 def _flat(model: Mapping[str, Tensor], vectors: Vectors) -> Tensor:
@@ -102,37 +101,37 @@ def _flat(model: Mapping[str, Tensor], vectors: Vectors) -> Tensor:
 def _compiled(
     vectors: TaskVectors, models: Sequence[Mapping[str, Tensor]], level: Level, ran: int, following: Tensor
 ) -> Tensor:
-    experts, tensors, pieces = len(vectors.names), len(vectors.places), _pieces(vectors.places.values())
-    *deltas, base = [row.data_ptr() for row in vectors.matrix]
+    experts, tensors = len(vectors.names), len(vectors.places)
+    pieces = _pieces(tuple((place.start, place.stop) for place in vectors.places.values()))
     addresses = [model[name].data_ptr() for model in models for name in vectors.places]
-    padding = -experts % _ABREAST  # the last expert again, with coefficients of zero
     by_tensor = following if following.ndim == 3 else following[:, :, None].expand(-1, -1, tensors)
-    dots = np.zeros((len(pieces), ran, experts + padding), vectors.matrix.numpy().dtype)
-    arrays = (
-        np.array([*deltas, *deltas[-1:] * padding, base], np.uintp),
+    matrix, padding = vectors.matrix, -experts % _ABREAST  # the last expert again, with coefficients of zero
+    rows = np.array([*range(experts), *[experts - 1] * padding, experts])
+    dots = np.zeros((len(pieces), ran, experts + padding), matrix.numpy().dtype)
+    _pass_over_pieces(
+        (matrix.data_ptr() + rows * matrix.stride(0) * matrix.element_size()).astype(np.uintp),
         np.array(addresses, np.uintp).reshape(-1, tensors),
         np.pad(by_tensor.numpy(), ((0, 0), (0, padding), (0, 0))),
         pieces,
         dots,
     )
-    threads = min(torch.get_num_threads(), len(pieces))
-    parts = [*pairwise(np.linspace(0, len(pieces), threads + 1).astype(int))]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda part: _pass_over_pieces(*arrays, *part), parts))
     layers = np.zeros((ran, experts, tensors))
-    for row, gradient in enumerate(layers):
-        for expert, of_tensors in enumerate(gradient):
-            of_tensors[:] = np.bincount(pieces[:, 3], dots[:, row, expert].astype(np.float64), tensors)
+    if len(pieces):
+        columns = pieces[:, 3]
+        firsts = np.flatnonzero(np.diff(columns, prepend=-1))
+        sums = np.add.reduceat(dots[:, :, :experts], firsts, axis=0, dtype=np.float64)
+        layers[:, :, columns[firsts]] = sums.transpose(1, 2, 0)
     found = torch.from_numpy(layers)
     return found if level == "layer" else found.sum(2)
 
 
-def _pieces(places: Iterable[slice]) -> Int64[np.ndarray, "pieces 4"]:
+@lru_cache
+def _pieces(places: tuple[tuple[int, int], ...]) -> Int64[np.ndarray, "pieces 4"]:
     """Where each begins in D and within its tensor, how long it is, and of which tensor it is: none is of two."""
     found = [
-        (start, start - place.start, min(_PIECE, place.stop - start), column)
-        for column, place in enumerate(places)
-        for start in range(place.start, place.stop, _PIECE)
+        (start, start - first, min(_PIECE, last - start), column)
+        for column, (first, last) in enumerate(places)
+        for start in range(first, last, _PIECE)
     ]
     return np.array(found, np.int64).reshape(-1, 4)
 
@@ -148,50 +147,52 @@ def _at(context: Any, address: Any) -> Any:  # noqa: ARG001
     return numba.types.voidptr(address), generated
 
 
-@numba.njit
+@compiled
 @no_type_check
 def _numbers(address: Any, start: int, size: int, like: np.ndarray) -> np.ndarray:
     """So many numbers from there on, of a type."""
     return numba.carray(_at(address), start + size, like.dtype)[start:]
 
 
-@numba.njit(nogil=True, fastmath={"contract", "reassoc"})
+@compiled_in_parallel
 @no_type_check  # what is compiled cannot be wrapped
 def _pass_over_pieces(
-    vectors: np.ndarray,
-    models: np.ndarray,
-    coefficients: np.ndarray,
-    pieces: np.ndarray,
-    dots: np.ndarray,
-    first: int,
-    last: int,
+    vectors: np.ndarray, models: np.ndarray, coefficients: np.ndarray, pieces: np.ndarray, dots: np.ndarray
 ) -> None:
-    """The pieces from ``first`` to before ``last``: gradients into ``dots``, merges into the models."""
+    """Gradients into ``dots``, merges into the models."""
+    for piece in numba.prange(len(pieces)):
+        _pass_over_piece(vectors, models, coefficients, pieces[piece], dots[piece])
+
+
+@compiled
+@no_type_check
+def _pass_over_piece(
+    vectors: np.ndarray, models: np.ndarray, coefficients: np.ndarray, piece: np.ndarray, dots: np.ndarray
+) -> None:
     experts = len(vectors) - 1  # with the padding
-    for piece in range(first, last):
-        start, offset, size, column = pieces[piece]
-        for i in range(0, experts, _ABREAST):
-            a, b = _numbers(vectors[i], start, size, dots), _numbers(vectors[i + 1], start, size, dots)
-            c, d = _numbers(vectors[i + 2], start, size, dots), _numbers(vectors[i + 3], start, size, dots)
-            for row in range(dots.shape[1]):
-                gradient, found = _numbers(models[row, column], offset, size, dots), dots[piece, row]
-                of_a, of_b, of_c, of_d = found[i], found[i + 1], found[i + 2], found[i + 3]
-                for e in range(size):
-                    of_a += a[e] * gradient[e]
-                    of_b += b[e] * gradient[e]
-                    of_c += c[e] * gradient[e]
-                    of_d += d[e] * gradient[e]
-                found[i], found[i + 1], found[i + 2], found[i + 3] = of_a, of_b, of_c, of_d
-        base = _numbers(vectors[experts], start, size, dots)
-        for row in range(len(coefficients)):
-            theta = _numbers(models[row, column], offset, size, dots)
+    start, offset, size, column = piece
+    for i in range(0, experts, _ABREAST):
+        a, b = _numbers(vectors[i], start, size, dots), _numbers(vectors[i + 1], start, size, dots)
+        c, d = _numbers(vectors[i + 2], start, size, dots), _numbers(vectors[i + 3], start, size, dots)
+        for row in range(len(dots)):
+            gradient, found = _numbers(models[row, column], offset, size, dots), dots[row]
+            of_a, of_b, of_c, of_d = found[i], found[i + 1], found[i + 2], found[i + 3]
             for e in range(size):
-                theta[e] = base[e]
-        for i in range(0, experts, _ABREAST):
-            a, b = _numbers(vectors[i], start, size, dots), _numbers(vectors[i + 1], start, size, dots)
-            c, d = _numbers(vectors[i + 2], start, size, dots), _numbers(vectors[i + 3], start, size, dots)
-            for row in range(len(coefficients)):
-                theta, scales = _numbers(models[row, column], offset, size, dots), coefficients[row, :, column]
-                of_a, of_b, of_c, of_d = scales[i], scales[i + 1], scales[i + 2], scales[i + 3]
-                for e in range(size):
-                    theta[e] += of_a * a[e] + of_b * b[e] + of_c * c[e] + of_d * d[e]
+                of_a += a[e] * gradient[e]
+                of_b += b[e] * gradient[e]
+                of_c += c[e] * gradient[e]
+                of_d += d[e] * gradient[e]
+            found[i], found[i + 1], found[i + 2], found[i + 3] = of_a, of_b, of_c, of_d
+    base = _numbers(vectors[experts], start, size, dots)
+    for row in range(len(coefficients)):
+        theta = _numbers(models[row, column], offset, size, dots)
+        for e in range(size):
+            theta[e] = base[e]
+    for i in range(0, experts, _ABREAST):
+        a, b = _numbers(vectors[i], start, size, dots), _numbers(vectors[i + 1], start, size, dots)
+        c, d = _numbers(vectors[i + 2], start, size, dots), _numbers(vectors[i + 3], start, size, dots)
+        for row in range(len(coefficients)):
+            theta, scales = _numbers(models[row, column], offset, size, dots), coefficients[row, :, column]
+            of_a, of_b, of_c, of_d = scales[i], scales[i + 1], scales[i + 2], scales[i + 3]
+            for e in range(size):
+                theta[e] += of_a * a[e] + of_b * b[e] + of_c * c[e] + of_d * d[e]
