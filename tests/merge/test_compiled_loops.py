@@ -1,7 +1,11 @@
 """Compiled loops run on torch's number of threads, leave numba's alone, and may be called from anywhere."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import no_type_check
 
 import numba
@@ -23,7 +27,7 @@ def square(x):
 def squares(x, out, threads):
     for i in numba.prange(len(x)):
         out[i] = square(x[i])
-        threads[i] = numba.get_num_threads()
+        threads[i] = numba.get_thread_id()
 
 
 @pytest.fixture
@@ -34,18 +38,32 @@ def threads():
 
 
 def run(size=1000):
-    x, out, used = np.arange(float(size)), np.zeros(size), np.zeros(size, int)
+    x, out, used = np.arange(float(size)), np.zeros(size), np.full(size, -1)
     squares(x, out, used)
     np.testing.assert_array_equal(out, x**2)
-    return set(used)
+    return set(used.tolist())
 
 
-@pytest.mark.parametrize("count", [2, 10_000])
-def test_as_many_threads_as_torch_has(threads, count):
-    before = numba.get_num_threads()
-    threads(count)
-    assert run() == {min(count, numba.config.NUMBA_NUM_THREADS)}
-    assert numba.get_num_threads() == before
+ON_A_LARGE_MACHINE = """
+import sys
+import numba, torch
+sys.path.insert(0, sys.argv[1])
+from test_compiled_loops import run
+torch.set_num_threads(3)
+assert run() == run() == {0, 1, 2}
+assert torch.get_num_threads() == 3
+assert numba.get_num_threads() == 8
+torch.set_num_threads(100)
+assert run() == set(range(8))
+torch.set_num_threads(1)
+assert run() == {0}
+assert numba.get_num_threads() == 8
+"""
+
+
+def test_as_many_threads_as_torch_has_and_no_others_are_changed():
+    command = [sys.executable, "-c", ON_A_LARGE_MACHINE, str(Path(__file__).parent)]
+    subprocess.run(command, check=True, env={**os.environ, "NUMBA_NUM_THREADS": "8"})
 
 
 def test_numbas_threads_are_what_they_were_after_an_error(threads):
@@ -54,12 +72,13 @@ def test_numbas_threads_are_what_they_were_after_an_error(threads):
     with pytest.raises(numba.TypingError):
         squares(np.zeros(2), "no array", np.zeros(2))
     assert numba.get_num_threads() == before
+    run()  # nothing is locked
 
 
 def test_calls_from_several_threads(threads):
     threads(2)
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(lambda _: run(20_000), range(40)))
+        list(pool.map(lambda _: run(20_000), range(40)))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")

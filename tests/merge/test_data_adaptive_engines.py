@@ -1,6 +1,7 @@
 """Engines against explicitly merged models, network by network: what can be mixed, what cannot, and that it is told."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -637,20 +638,103 @@ def test_a_pass_can_be_differentiated():
         torch.testing.assert_close(found[row], expected[row])
 
 
-def test_weights_that_are_formed_share_memory(monkeypatch):
-    """New memory for every layer had cost a third of small networks' time."""
+def square_layers(count=6, width=96):
     torch.manual_seed(0)
-    sizes = []
-    monkeypatch.setattr(Mixing, "_workspace", watched(Mixing._workspace, sizes))
-    check(runs(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 4), nn.Flatten())), torch.randn(4, 3, 5), 4, False, "mixing")
-    assert len(sizes) >= 2
-    assert len(set(sizes[-2:])) == 1  # of the last pass, whose first layer is the larger one
+    module = nn.Sequential(*[nn.Linear(width, width) for _ in range(count)]).eval()
+    vectors = TaskVectors.of(module, {f"e{i}": perturbed(module, i) for i in range(2)})
+    return module, vectors, coefficients(vectors, 4)
 
 
-def watched(workspace, found):
-    def watch(self, size, like):
-        space = workspace(self, size, like)
-        found.append(space.data_ptr())
-        return space
+def test_threads_that_pass_at_once_form_weights_apart():
+    module, vectors, wanted = square_layers()
+    batches = [torch.randn(4, 9, 96) for _ in range(2)]
+    with mixed(module, Mixing(vectors, wanted)), torch.no_grad():
+        expected = [module(x) for x in batches]
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(20):
+                for found, one in zip(pool.map(no_grad(module), batches), expected, strict=True):
+                    torch.testing.assert_close(found, one)
 
-    return watch
+
+def no_grad(module):
+    def run(x):
+        with torch.no_grad():
+            return module(x)
+
+    return run
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_pass_after_one_in_inference_mode_one_of_vmap_and_one_that_failed(monkeypatch, large):
+    if large:
+        monkeypatch.setattr(mixing, "_LARGE", 0)
+    module, vectors, wanted = square_layers()
+    x = torch.randn(4, 9, 96)
+    with mixed(module, Mixing(vectors, wanted)):
+        with torch.inference_mode():
+            expected = module(x)
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), expected)
+            torch.testing.assert_close(torch.vmap(module)(torch.stack([x, x])), torch.stack([expected, expected]))
+            torch.testing.assert_close(module(x), expected)
+            with pytest.raises((RuntimeError, TypeError)):  # of torch, or of the tests' type checker
+                module(x[:, :, 1:])
+            torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_pass_can_be_differentiated_forwards(monkeypatch, large):
+    if large:
+        monkeypatch.setattr(mixing, "_LARGE", 0)
+    module, vectors, wanted = square_layers(2, 8)
+    x, direction = torch.randn(2, 4, 6, 8)
+    with mixed(module, Mixing(vectors, wanted)):
+        _, found = torch.func.jvp(module, (x,), (direction,))
+    for row, scale in enumerate(wanted):
+        state = vectors.state(vectors.merged(scale))
+        _, expected = torch.func.jvp(lambda x, s=state: functional_call(module, s, (x,)), (x[row],), (direction[row],))
+        torch.testing.assert_close(found[row], expected)
+
+
+def test_one_dnn_sees_few_lengths(monkeypatch):
+    """It keeps the code for each."""
+    lengths = set()
+
+    def one_dnn(sample, weight, *_):
+        lengths.add(len(sample))
+        return F.linear(sample, weight)
+
+    monkeypatch.setattr(mixing, "_LARGE", 0)
+    monkeypatch.setattr(mixing, "_ONE_DNN", one_dnn)
+    vectors = TaskVectors.of(nn.Linear(3, 2, bias=False), {"a": {"weight": torch.randn(2, 3)}})
+    for length in range(3, 513):
+        x, wanted = torch.randn(1, length, 3), torch.rand(1, 1)
+        found = Mixing(vectors, wanted).linear(x, "weight", torch.empty(0))
+        torch.testing.assert_close(found, F.linear(x, vectors.merged(wanted[0]).view(2, 3)))
+    assert len(lengths) <= 8 * 4
+    assert max(lengths) == 512
+
+
+@pytest.mark.parametrize("inputs", [16, 4000])
+def test_weights_that_are_formed_are_bounded(monkeypatch, inputs):
+    monkeypatch.setattr(mixing, "_LARGE", 0)
+    monkeypatch.setattr(mixing, "_LARGE_WORKSPACE", 2**16)
+    monkeypatch.setattr(mixing, "_ROWS", 8)
+    vectors = TaskVectors.of(nn.Linear(inputs, 20, bias=False), {"a": {"weight": torch.randn(20, inputs)}})
+    samples = Mixing(vectors, torch.rand(17, 1))
+    x = torch.randn(17, 3, inputs)
+    expected = torch.stack(
+        [F.linear(one, vectors.merged(w).view(20, -1)) for one, w in zip(x, samples.coefficients, strict=True)]
+    )
+    torch.testing.assert_close(samples.linear(x, "weight", torch.empty(0)), expected, rtol=1e-4, atol=1e-3)
+    assert samples._spaces[0].numel() <= 2**16
+
+
+def test_layers_share_memory_for_weights_that_are_formed():
+    module, vectors, wanted = square_layers()
+    samples = Mixing(vectors, wanted)
+    with mixed(module, samples), torch.no_grad():
+        module(torch.randn(4, 9, 96))
+        (space,) = samples._spaces
+        module(torch.randn(4, 9, 96))
+    assert samples._spaces == [space]

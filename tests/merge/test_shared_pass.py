@@ -105,6 +105,23 @@ def test_vectors_whose_elements_lie_apart():
     check(replace(vectors, matrix=vectors.matrix.T.contiguous().T), 2, 2, "layer", 1e-11)
 
 
+def test_a_matrix_that_is_cut_from_a_wider_one():
+    vectors = long_family()
+    wide = torch.randn(len(vectors.matrix), vectors.base.numel() + 7, dtype=vectors.base.dtype)
+    wide[:, :-7] = vectors.matrix
+    check(replace(vectors, matrix=wide[:, :-7]), 2, 2, "layer", 1e-11)
+
+
+def test_pieces_are_summed_in_float64():
+    """In float32 what the second and the third add to the first would be lost."""
+    size = vector_pass._PIECE
+    delta = torch.zeros(3 * size)
+    delta[:size], delta[size], delta[2 * size] = 2**25 / size, 1.0, 1.0
+    vectors = TaskVectors.of({"w": torch.zeros(3 * size)}, {"a": {"w": delta}})
+    found = pass_over(vectors, [{"w": torch.ones(3 * size)}], "task", ran=1)
+    assert found.tolist() == [[2**25 + 2]]
+
+
 def test_the_number_of_threads_changes_no_bit():
     vectors = long_family(torch.float32)
     results, before = [], torch.get_num_threads()

@@ -1,10 +1,11 @@
 """Loops that are compiled, on as many threads as torch has.
 
-numba's threads are OpenMP's where it finds torch's OpenMP, and then they are torch's own. Other threads would have to
-share the processor with torch's, which wait for more work for some milliseconds before they sleep.
+numba's threads are torch's own where both are OpenMP's, as on Linux unless tbb is installed. Others have to share the
+processor with torch's, which wait for more work for some milliseconds before they sleep.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from threading import Lock
 from typing import Any, TypeVar, no_type_check
@@ -19,7 +20,7 @@ _ONE_AT_A_TIME = Lock()  # some of numba's kinds of threads must not be started 
 
 
 def compiled(function: Function) -> Function:
-    """A function that is compiled when it is first used; none that a type checker has wrapped (``no_type_check``)."""
+    """A function that is compiled when it is first used; say ``no_type_check``, for it must not be wrapped."""
     found: Function = numba.njit(nogil=True, fastmath=_EXACT_ENOUGH)(function)
     return found
 
@@ -27,7 +28,7 @@ def compiled(function: Function) -> Function:
 def compiled_in_parallel(function: Callable[..., None]) -> Callable[..., None]:
     """A function whose ``numba.prange`` runs on as many threads as torch has, compiled when it is first used.
 
-    On one thread it starts none, so that it works in a forked process as torch does there.
+    In a forked process it works where torch does: on one thread, where none is started.
 
     Example:
         >>> import numpy as np
@@ -46,16 +47,22 @@ def compiled_in_parallel(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     @no_type_check
     def run(*arguments: Any) -> None:
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        if threads == 1:
+        if min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS) == 1:
             alone(*arguments)
             return
-        with _ONE_AT_A_TIME:
-            before = numba.get_num_threads()
-            numba.set_num_threads(threads)
-            try:
-                together(*arguments)
-            finally:
-                numba.set_num_threads(before)
+        with _ONE_AT_A_TIME, _as_many_threads_as_torch():
+            together(*arguments)
 
     return run
+
+
+@contextmanager
+def _as_many_threads_as_torch() -> Iterator[None]:
+    of_torch = torch.get_num_threads()
+    of_numba = numba.get_num_threads()  # the first time this starts threads, which gives torch their number
+    torch.set_num_threads(of_torch)
+    numba.set_num_threads(min(of_torch, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(of_numba)

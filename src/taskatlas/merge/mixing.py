@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -34,7 +35,8 @@ _WORKSPACE = 2**21  # elements of weights that are formed at a time, for these s
 
 _ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # private to torch, and not in every build
 _LARGE = 2**21  # multiplications for each thread, of one sample and some rows: from here on oneDNN is worth a call
-_ROWS = 256  # of its products: fewer keep threads idle, more leave the cache
+_ROWS = 256  # of its products: fewer keep threads idle
+_LARGE_WORKSPACE = 2**24  # elements of weights that are formed at a time for these products
 
 _WEIGHTS = 2**23  # elements of weights that are formed at a time for modules that run one sample after the other
 
@@ -66,7 +68,7 @@ class Mixing:
     coefficients: Float[Tensor, "batch N *T"]
     shared: Mapping[str, frozenset[Argument]] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
-    _space: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    _spaces: list[Tensor] = field(default_factory=list, repr=False)
 
     def of_tensor(self, name: str) -> Float[Tensor, "batch N"]:
         """The coefficients of one tensor."""
@@ -121,17 +123,21 @@ class Mixing:
         outputs, inputs = weight.shape
         mixed = x.new_empty(*x.shape[:2], outputs)
         few, large = min(len(x), _TOGETHER), _is_large(x, min(outputs, _ROWS))
-        rows = min(outputs, _ROWS if large else max(1, _WORKSPACE // (inputs * few)))
-        multiply = _multiply_one_by_one if large else _multiply_together
-        coefficients, space = _with_base(coefficients), self._workspace(few * rows * inputs, x)
-        for start in range(0, outputs, rows):
-            stop = min(start + rows, outputs)
-            piece = slice(place.start + start * inputs, place.start + stop * inputs)
-            for first in range(0, len(x), few):
-                part = slice(first, min(first + few, len(x)))
-                formed = space[: (part.stop - first) * (piece.stop - piece.start)].view(part.stop - first, -1)
-                torch.mm(coefficients[part], self.vectors.matrix[:, piece], out=formed)
-                multiply(x[part], formed.view(len(formed), -1, inputs), mixed[part, :, start:stop])
+        if large:
+            rows, multiply, x = min(outputs, _ROWS), _multiply_one_by_one, _filled_up(x)
+            few = min(few, max(1, _LARGE_WORKSPACE // (inputs * rows)))
+        else:
+            rows, multiply = min(outputs, max(1, _WORKSPACE // (inputs * few))), _multiply_together
+        coefficients = _with_base(coefficients)
+        with self._workspace(few * rows * inputs, x) as space:
+            for start in range(0, outputs, rows):
+                stop = min(start + rows, outputs)
+                piece = slice(place.start + start * inputs, place.start + stop * inputs)
+                for first in range(0, len(x), few):
+                    part = slice(first, min(first + few, len(x)))
+                    formed = space[: (part.stop - first) * (piece.stop - piece.start)].view(part.stop - first, -1)
+                    torch.mm(coefficients[part], self.vectors.matrix[:, piece], out=formed)
+                    multiply(x[part], formed.view(len(formed), -1, inputs), mixed[part, :, start:stop])
         return mixed
 
     def rows(self, ids: Tensor, name: str, own: Tensor) -> Tensor:
@@ -154,16 +160,25 @@ class Mixing:
         place = self.vectors.places[self.standing(name)]
         return self.vectors.base[place].view(self.vectors.shapes[self.standing(name)])
 
-    def _workspace(self, size: int, x: Tensor) -> Tensor:
+    @contextmanager
+    def _workspace(self, size: int, x: Tensor) -> Iterator[Tensor]:
         """Memory for weights that are formed: layers share it, for the system takes a while to give new.
 
-        What is differentiated has its own, for its backward pass needs the weights again.
+        A layer whose input is differentiated has its own, for its backward pass needs the weights again (torch refuses
+        one whose parts wrote over each other's). What another thread uses, or what failed had in use, is not shared.
         """
-        if x.requires_grad:
-            return x.new_empty(size)
-        if self._space.numel() < size or self._space.dtype != x.dtype or self._space.device != x.device:
-            self._space = x.new_empty(size)
-        return self._space
+        if _is_differentiated(x):
+            yield self.vectors.base.new_empty(size)
+            return
+        try:
+            space = self._spaces.pop()
+        except IndexError:
+            space = self.vectors.base.new_empty(0)
+        if space.numel() < size:
+            with torch.inference_mode(False):  # so that it may be used again outside of that mode
+                space = self.vectors.base.new_empty(size)
+        yield space
+        self._spaces.append(space)
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -252,10 +267,24 @@ def _with_base(coefficients: Float[Tensor, "batch N"]) -> Float[Tensor, "batch r
 
 
 def _is_large(x: Float[Tensor, "batch k i"], rows: int) -> bool:
-    """Whether oneDNN, which takes one sample at a time, gains more than its calls cost."""
+    """Whether oneDNN, which takes one sample at a time and gives no derivatives, gains more than its calls cost."""
     there = _ONE_DNN is not None and bool(torch.backends.mkldnn.enabled)
-    fits = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
+    fits = x.device.type == "cpu" and x.dtype == torch.float32 and not _is_differentiated(x)
     return there and fits and x.shape[1] * x.shape[2] * rows >= _LARGE * torch.get_num_threads()
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    """In either direction."""
+    return x.requires_grad or unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _filled_up(x: Float[Tensor, "batch k i"]) -> Float[Tensor, "batch more i"]:
+    """With positions of zeros, so that there are eight lengths at most between a power of two and the next.
+
+    oneDNN keeps the code that it makes for each length, nearly a megabyte.
+    """
+    step = 1 << max(3, int(x.shape[1]).bit_length() - 4)
+    return F.pad(x, (0, 0, 0, -x.shape[1] % step))
 
 
 def _multiply_together(
@@ -265,10 +294,10 @@ def _multiply_together(
 
 
 def _multiply_one_by_one(
-    x: Float[Tensor, "batch k i"], weights: Float[Tensor, "batch o i"], out: Float[Tensor, "batch k o"]
+    x: Float[Tensor, "batch more i"], weights: Float[Tensor, "batch o i"], out: Float[Tensor, "batch k o"]
 ) -> None:
     for sample, weight, its_own in zip(x, weights, out, strict=True):
-        its_own.copy_(_ONE_DNN(sample, weight, None, "none", [], ""))
+        its_own.copy_(_ONE_DNN(sample, weight, None, "none", [], "")[: len(its_own)])
 
 
 def _mixed_forward(name: str, module: nn.Module, mixing: Mixing) -> Callable[..., Any]:

@@ -125,7 +125,7 @@ def _compiled(
     return found if level == "layer" else found.sum(2)
 
 
-@lru_cache
+@lru_cache(maxsize=8)
 def _pieces(places: tuple[tuple[int, int], ...]) -> Int64[np.ndarray, "pieces 4"]:
     """Where each begins in D and within its tensor, how long it is, and of which tensor it is: none is of two."""
     found = [
