@@ -60,7 +60,8 @@ def compiled_in_parallel(function: Callable[..., None]) -> Callable[..., None]:
 def _as_many_threads_as_torch() -> Iterator[None]:
     of_torch = torch.get_num_threads()
     of_numba = numba.get_num_threads()  # the first time this starts threads, which gives torch their number
-    torch.set_num_threads(of_torch)
+    if torch.get_num_threads() != of_torch:
+        torch.set_num_threads(of_torch)
     numba.set_num_threads(min(of_torch, numba.config.NUMBA_NUM_THREADS))
     try:
         yield
