@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import no_type_check
 
@@ -75,10 +74,29 @@ def test_numbas_threads_are_what_they_were_after_an_error(threads):
     run()  # nothing is locked
 
 
-def test_calls_from_several_threads(threads):
-    threads(2)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: run(20_000), range(40)))
+FROM_SEVERAL_THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_compiled_loops import run
+torch.set_num_threads(3)
+run()
+def often(_):
+    torch.set_num_threads(3)
+    for _ in range(50):
+        assert run(20_000) == {0, 1, 2}
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(often, range(4)))
+"""
+
+
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_calls_from_several_threads(layer):
+    """numba's own kind of threads ends the process if it is started from two threads at once."""
+    command = [sys.executable, "-c", FROM_SEVERAL_THREADS, str(Path(__file__).parent)]
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "4", "NUMBA_THREADING_LAYER": layer}
+    subprocess.run(command, check=True, env=environment)
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")

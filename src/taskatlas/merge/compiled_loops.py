@@ -20,7 +20,10 @@ _ONE_AT_A_TIME = Lock()  # some of numba's kinds of threads must not be started 
 
 
 def compiled(function: Function) -> Function:
-    """A function that is compiled when it is first used; say ``no_type_check``, for it must not be wrapped."""
+    """A function that is compiled when it is first used.
+
+    It has to be marked ``no_type_check``: what a type checker has wrapped cannot be compiled.
+    """
     found: Function = numba.njit(nogil=True, fastmath=_EXACT_ENOUGH)(function)
     return found
 

@@ -120,25 +120,7 @@ class Mixing:
             for delta, scale in zip(self.vectors.deltas[:, place].view(-1, *weight.shape), coefficients.T, strict=True):
                 mixed = mixed + F.linear(x * scale[:, None, None], delta)
             return mixed
-        outputs, inputs = weight.shape
-        mixed = x.new_empty(*x.shape[:2], outputs)
-        few, large = min(len(x), _TOGETHER), _is_large(x, min(outputs, _ROWS))
-        if large:
-            rows, multiply, x = min(outputs, _ROWS), _multiply_one_by_one, _filled_up(x)
-            few = min(few, max(1, _LARGE_WORKSPACE // (inputs * rows)))
-        else:
-            rows, multiply = min(outputs, max(1, _WORKSPACE // (inputs * few))), _multiply_together
-        coefficients = _with_base(coefficients)
-        with self._workspace(few * rows * inputs, x) as space:
-            for start in range(0, outputs, rows):
-                stop = min(start + rows, outputs)
-                piece = slice(place.start + start * inputs, place.start + stop * inputs)
-                for first in range(0, len(x), few):
-                    part = slice(first, min(first + few, len(x)))
-                    formed = space[: (part.stop - first) * (piece.stop - piece.start)].view(part.stop - first, -1)
-                    torch.mm(coefficients[part], self.vectors.matrix[:, piece], out=formed)
-                    multiply(x[part], formed.view(len(formed), -1, inputs), mixed[part, :, start:stop])
-        return mixed
+        return self._by_forming(x, self.vectors.matrix[:, place], _with_base(coefficients))
 
     def rows(self, ids: Tensor, name: str, own: Tensor) -> Tensor:
         """Rows of an embedding, (batch, ..., d), each sample's from its own table."""
@@ -159,6 +141,33 @@ class Mixing:
     def _base(self, name: str) -> Tensor:
         place = self.vectors.places[self.standing(name)]
         return self.vectors.base[place].view(self.vectors.shapes[self.standing(name)])
+
+    def _by_forming(
+        self,
+        x: Float[Tensor, "batch k i"],
+        matrix: Float[Tensor, "rows size"],
+        coefficients: Float[Tensor, "batch rows"],
+    ) -> Float[Tensor, "batch k o"]:
+        """Some rows of the weights of some samples are formed at a time, and used at once."""
+        inputs = x.shape[2]
+        outputs = matrix.shape[1] // inputs
+        mixed = x.new_empty(*x.shape[:2], outputs)
+        few, large = min(len(x), _TOGETHER), _is_large(x, min(outputs, _ROWS))
+        if large:
+            rows, multiply, x = min(outputs, _ROWS), _multiply_one_by_one, _filled_up(x)
+            few = min(few, max(1, _LARGE_WORKSPACE // (inputs * rows)))
+        else:
+            rows, multiply = min(outputs, max(1, _WORKSPACE // (inputs * few))), _multiply_together
+        with self._workspace(few * rows * inputs, x) as space:
+            for start in range(0, outputs, rows):
+                stop = min(start + rows, outputs)
+                piece = matrix[:, start * inputs : stop * inputs]
+                for first in range(0, len(x), few):
+                    part = slice(first, min(first + few, len(x)))
+                    formed = space[: (part.stop - first) * piece.shape[1]].view(part.stop - first, -1)
+                    torch.mm(coefficients[part], piece, out=formed)
+                    multiply(x[part], formed.view(len(formed), -1, inputs), mixed[part, :, start:stop])
+        return mixed
 
     @contextmanager
     def _workspace(self, size: int, x: Tensor) -> Iterator[Tensor]:
